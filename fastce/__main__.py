@@ -1,0 +1,129 @@
+"""The command line: reads the arguments and hands them to one module of `fastce._cli`."""
+
+import argparse
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastce._cli.terminal import Failure
+
+_INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        What follows the name of the program; by default that of this process.
+
+    Returns
+    -------
+    int
+        0 when all went well, 1 when a check of the command failed, 2 when the input was wrong,
+        130 when interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    # A terminated program should clean up behind itself as an interrupted one does.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        # Imported only when chosen: `info` must not need what `demo` needs.
+        status: int = importlib.import_module(f"fastce._cli.{options.module}").run(options)
+    except KeyboardInterrupt:
+        print(f"fastce {options.command}: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except Failure as failure:
+        print(f"fastce {options.command}: {failure}", file=sys.stderr)
+        return 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastce", description="Exact, fast softmax cross-entropy for NumPy arrays."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="fit classifiers by maximum likelihood, with checks")
+    demo.set_defaults(module="demo")
+    demo.add_argument(
+        "--output",
+        type=Path,
+        default=Path("fastce-demo.png"),
+        metavar="FILE.png",
+        help="where the picture goes (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--quick", action="store_true", help="smaller samples and arrays: a few seconds in all"
+    )
+
+    evaluate = commands.add_parser(
+        "eval",
+        help="loss, perplexity and accuracy of stored logits, of any size",
+        description="Loss, perplexity and accuracy of logits stored in a .npy file of any size. "
+        "The files are mapped and read in pieces, at most 300 MB of memory at a time.",
+    )
+    evaluate.set_defaults(module="evaluate")
+    evaluate.add_argument("logits", type=Path, metavar="LOGITS.npy")
+    evaluate.add_argument(
+        "targets",
+        type=Path,
+        metavar="TARGETS.npy",
+        help="integers shaped like the logits without the class axis, or probabilities shaped "
+        "like the logits",
+    )
+    evaluate.add_argument(
+        "--axis", type=int, default=-1, help="class axis of the logits (default: the last)"
+    )
+    evaluate.add_argument("--weight", type=Path, metavar="FILE.npy", help="one weight per class")
+    evaluate.add_argument(
+        "--ignore-index",
+        type=int,
+        default=-100,
+        metavar="INDEX",
+        help="target of rows to leave out (default: %(default)s)",
+    )
+    evaluate.add_argument("--label-smoothing", type=float, default=0.0, metavar="E")
+    evaluate.add_argument(
+        "--reduction",
+        choices=("mean", "sum"),
+        default="mean",
+        help="of the loss and of the gradient (default: %(default)s)",
+    )
+    evaluate.add_argument(
+        "--grad",
+        type=Path,
+        metavar="OUT.npy",
+        help="also write the gradient with respect to LOGITS",
+    )
+    evaluate.add_argument(
+        "--dtype",
+        choices=("bfloat16",),
+        help="read two-byte records as bfloat16: NumPy stores that type without its name",
+    )
+    evaluate.add_argument(
+        "--json", action="store_true", help="one JSON object, null for NaN or inf"
+    )
+
+    info = commands.add_parser("info", help="versions, processor, threads, cache")
+    info.set_defaults(module="info")
+
+    warmup = commands.add_parser("warmup", help="compile the usual kernels into the cache")
+    warmup.set_defaults(module="warmup")
+    warmup.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=("float64", "float32", "float16"),
+        default=("float32", "float64"),
+        help="of the logits (default: float32 float64)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

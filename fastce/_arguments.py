@@ -1,0 +1,341 @@
+"""Checks and normalises the arguments of one call; every message about user input is written here."""
+
+import math
+import operator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Reduction = Literal["mean", "sum", "none"]
+AnyArray = npt.NDArray[Any]
+
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Whether a dtype is `ml_dtypes.bfloat16`, known by name so that nothing need be imported."""
+    return dtype.name == "bfloat16"
+
+
+def compute_dtype(dtype: np.dtype[Any]) -> type[np.float32] | type[np.float64]:
+    """What is computed with, and the dtype of losses: float64 for float64, else float32."""
+    return np.float64 if dtype == np.float64 else np.float32
+
+
+def _native(array: AnyArray) -> AnyArray:
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _is_float(dtype: np.dtype[Any]) -> bool:
+    return dtype in (np.float32, np.float64, np.float16) or is_bfloat16(dtype)
+
+
+def float_array(name: str, value: npt.ArrayLike) -> AnyArray:
+    """An array of one of the four floating-point dtypes."""
+    array = np.asarray(value)
+    if not _is_float(array.dtype):
+        raise TypeError(
+            f"{name}: expected float64, float32, float16 or bfloat16, got {array.dtype}"
+        )
+    return _native(array)
+
+
+def float_or_integer_array(name: str, value: npt.ArrayLike) -> AnyArray:
+    """A floating-point array; integers and booleans become float64."""
+    array = np.asarray(value)
+    if array.dtype.kind in "iub":
+        return array.astype(np.float64)
+    return float_array(name, array)
+
+
+def class_axis(name: str, array: AnyArray, axis: int) -> int:
+    """The class axis as a non-negative number."""
+    try:
+        axis = operator.index(axis)
+    except TypeError:
+        raise TypeError(f"axis: expected an integer, got {axis!r}") from None
+    if array.ndim == 0:
+        raise ValueError(f"{name}: expected an array with a class axis, got a single number")
+    if not -array.ndim <= axis < array.ndim:
+        raise np.exceptions.AxisError(
+            f"axis: expected an integer in [-{array.ndim}, {array.ndim}), got {axis}"
+        )
+    axis %= array.ndim
+    if array.shape[axis] == 0:
+        raise ValueError(
+            f"{name}: expected at least one class, got shape {array.shape} with class axis {axis}"
+        )
+    return axis
+
+
+class Targets(NamedTuple):
+    """Labels: `hard` holds one int64 per row in row order, or `soft` a probability per logit."""
+
+    hard: npt.NDArray[np.int64] | None
+    soft: AnyArray | None
+
+
+def targets(value: npt.ArrayLike, logits: AnyArray, axis: int, ignore_index: int) -> Targets:
+    """Labels of either kind, shapes checked; the values of `hard` are checked by a kernel."""
+    array = np.asarray(value)
+    rows = logits.shape[:axis] + logits.shape[axis + 1 :]
+    if array.dtype.kind in "iu":
+        if array.shape != rows:
+            raise ValueError(
+                f"targets: expected shape {rows}, that of logits {logits.shape} without the class "
+                f"axis {axis}, got {array.shape}"
+            )
+        if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+            first = int(np.argmax(array.ravel() > np.iinfo(np.int64).max))
+            raise bad_target(array, first, logits.shape[axis])
+        return Targets(np.ascontiguousarray(array, np.int64).reshape(-1), None)
+    if not _is_float(array.dtype):
+        raise TypeError(
+            f"targets: expected integers, or floats shaped like logits, got {array.dtype}"
+        )
+    if array.shape != logits.shape:
+        if array.shape == rows:
+            raise TypeError(f"targets: expected integers of shape {rows}, got {array.dtype}")
+        raise ValueError(
+            f"targets: expected probabilities of the shape of logits {logits.shape}, "
+            f"got {array.shape}"
+        )
+    if ignore_index >= 0:
+        raise ValueError(
+            f"ignore_index: expected a negative number with probabilities as targets, "
+            f"got {ignore_index}"
+        )
+    return Targets(None, _native(array))
+
+
+def hard_targets(value: npt.ArrayLike, logits: AnyArray, axis: int) -> npt.NDArray[np.int64]:
+    """Labels that must be integers."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"targets: expected integers, got {array.dtype}")
+    hard = targets(array, logits, axis, -1).hard
+    assert hard is not None
+    return hard
+
+
+def row_weight(
+    name: str, value: npt.ArrayLike | None, rows: tuple[int, ...]
+) -> npt.NDArray[np.float64] | None:
+    """One weight per row, in row order."""
+    if value is None:
+        return None
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu" and not is_bfloat16(array.dtype):
+        raise TypeError(f"{name}: expected numbers, got {array.dtype}")
+    if array.shape != rows:
+        raise ValueError(f"{name}: expected shape {rows}, one per row, got {array.shape}")
+    return np.ascontiguousarray(array, np.float64).reshape(-1)
+
+
+def bad_target(value: npt.ArrayLike, row: int, classes: int) -> IndexError:
+    """The error for the target of a row, counted in row order."""
+    array = np.asarray(value)
+    index = tuple(int(i) for i in np.unravel_index(row, array.shape))
+    where = index if array.ndim else "()"
+    return IndexError(
+        f"targets: expected integers in [0, {classes}) or ignore_index, "
+        f"got {int(array[index])} at index {where}"
+    )
+
+
+def integer(name: str, value: int) -> int:
+    """A plain integer."""
+    if isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
+
+
+def _number(name: str, value: float) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number, got {value!r}") from None
+
+
+def label_smoothing(value: float) -> float:
+    """A number in [0, 1]."""
+    number = _number("label_smoothing", value)
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {value}")
+    return number
+
+
+def z_loss(value: float) -> float:
+    """Any finite number."""
+    number = _number("z_loss", value)
+    if not math.isfinite(number):
+        raise ValueError(f"z_loss: expected a finite number, got {value}")
+    return number
+
+
+def softcap(value: float | None) -> float | None:
+    """A positive finite number, or None for no cap."""
+    if value is None:
+        return None
+    number = _number("softcap", value)
+    if not 0.0 < number < math.inf:
+        raise ValueError(f"softcap: expected a positive finite number or None, got {value}")
+    return number
+
+
+def reduction(value: str) -> str:
+    """One of the three reductions."""
+    if value not in _REDUCTIONS:
+        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {value!r}")
+    return value
+
+
+def normalizer(value: float | None, reduction: str) -> float | None:
+    """What the sum is divided by for the mean, or None for its own count or weight."""
+    if value is None:
+        return None
+    if reduction != "mean":
+        raise ValueError(
+            f"normalizer: expected None with reduction={reduction!r}, got {value}; "
+            "only the mean is divided by something"
+        )
+    number = _number("normalizer", value)
+    if not 0.0 <= number < math.inf:
+        raise ValueError(f"normalizer: expected a finite number, at least 0, got {value}")
+    return number
+
+
+def class_weight(
+    name: str, value: npt.ArrayLike | None, classes: int, dtype: np.dtype[Any]
+) -> AnyArray | None:
+    """One weight per class in the dtype that is computed with."""
+    if value is None:
+        return None
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu" and not is_bfloat16(array.dtype):
+        raise TypeError(f"{name}: expected numbers, got {array.dtype}")
+    if array.shape != (classes,):
+        raise ValueError(f"{name}: expected shape ({classes},), one per class, got {array.shape}")
+    return np.ascontiguousarray(array, compute_dtype(dtype))
+
+
+def upstream(
+    value: npt.ArrayLike | None, rows: tuple[int, ...], reduction: str
+) -> tuple[float, npt.NDArray[np.float64] | None]:
+    """The upstream gradient as one number and, with reduction="none", one per row or None."""
+    if value is None:
+        return 1.0, None
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu" and not is_bfloat16(array.dtype):
+        raise TypeError(f"grad_output: expected numbers, got {array.dtype}")
+    if array.ndim == 0:
+        return float(array), None
+    if reduction != "none":
+        raise ValueError(
+            f"grad_output: expected a single number with reduction={reduction!r}, "
+            f"got shape {array.shape}"
+        )
+    if array.shape != rows:
+        raise ValueError(
+            f"grad_output: expected a single number or shape {rows}, got {array.shape}"
+        )
+    return 1.0, np.ascontiguousarray(array, np.float64).reshape(-1)
+
+
+def same_shape(name: str, value: npt.ArrayLike, like: str, array: AnyArray) -> AnyArray:
+    """A floating-point array of the shape of another argument."""
+    other = float_array(name, value)
+    if other.shape != array.shape:
+        raise ValueError(
+            f"{name}: expected the shape of {like} {array.shape}, got {other.shape}"
+        )
+    return other
+
+
+def output(
+    out: AnyArray | None, logits: AnyArray, name: str = "logits", **read: AnyArray | None
+) -> AnyArray:
+    """Where the gradient goes: `out` if it fits, or a fresh array laid out like the logits.
+
+    `out` may be the very memory of the logits, but not overlap them otherwise, nor anything else
+    that is read.
+    """
+    if out is None:
+        return np.empty_like(logits, subok=False)
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
+    if out.dtype != logits.dtype:
+        raise ValueError(f"out: expected dtype {logits.dtype}, that of {name}, got {out.dtype}")
+    if out.shape != logits.shape:
+        raise ValueError(f"out: expected shape {logits.shape}, that of {name}, got {out.shape}")
+    if not out.flags.writeable:
+        raise ValueError("out: expected a writable array, got a read-only one")
+    if any(
+        stride == 0 and size > 1 for stride, size in zip(out.strides, out.shape, strict=True)
+    ):
+        raise ValueError(
+            f"out: expected every element in a place of its own, got strides {out.strides} "
+            f"for shape {out.shape}"
+        )
+    if not _same_memory(out, logits) and _overlap(out, logits):
+        raise ValueError(f"out: expected the memory of {name} itself or memory apart from it, "
+                         "got an overlapping view")  # fmt: skip
+    for other, array in read.items():
+        if array is not None and _overlap(out, array):
+            raise ValueError(f"out: expected memory apart from {other}, got an overlapping view")
+    return out
+
+
+def _same_memory(a: AnyArray, b: AnyArray) -> bool:
+    return (
+        a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
+        and a.strides == b.strides
+    )
+
+
+def _overlap(a: AnyArray, b: AnyArray) -> bool:
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=10_000)
+    except np.exceptions.TooHardError:  # undecided in reasonable time: refuse
+        return True
+
+
+def reduced_axes(
+    name: str, array: AnyArray, axis: int | tuple[int, ...] | None
+) -> tuple[int, ...]:
+    """The axes of a reduction as sorted non-negative numbers; None means all."""
+    if axis is None:
+        return tuple(range(array.ndim))
+    given = axis if isinstance(axis, tuple) else (axis,)
+    axes = []
+    for one in given:
+        number = integer("axis", one)
+        if not -array.ndim <= number < array.ndim:
+            raise np.exceptions.AxisError(
+                f"axis: expected integers in [-{array.ndim}, {array.ndim}) for {name} of shape "
+                f"{array.shape}, got {one}"
+            )
+        axes.append(number % array.ndim)
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axis: expected each axis once, got {axis}")
+    return tuple(sorted(axes))
+
+
+def broadcastable(name: str, value: npt.ArrayLike | None, logits: AnyArray) -> AnyArray | None:
+    """Weights spread over the shape of the logits without copying."""
+    if value is None:
+        return None
+    array = float_or_integer_array(name, value)
+    try:
+        return np.broadcast_to(array, logits.shape)
+    except ValueError:
+        raise ValueError(
+            f"{name}: expected a shape that broadcasts to that of logits {logits.shape}, "
+            f"got {array.shape}"
+        ) from None

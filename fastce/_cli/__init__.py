@@ -1,0 +1,1 @@
+"""The commands of ``python -m fastce``, one module each, imported only when chosen."""

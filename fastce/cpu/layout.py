@@ -1,0 +1,138 @@
+"""How arrays of any strides lie in memory as rows of classes, and which kernel suits them.
+
+Nothing is copied: an array is seen as (outer, inner, classes), each axis with its own stride in
+bytes.  Row axes that follow each other evenly are merged; where more than two remain, the leading
+ones are gone through one by one.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+AnyArray = npt.NDArray[Any]
+
+# Below this many classes lanes run across rows even where the classes lie side by side: measured,
+# the row-wise kernel's fixed cost per row outweighs its faster loads.
+FEW_CLASSES = 32
+
+
+class Place(NamedTuple):
+    """Where an array lies: its first element, bytes between outer and inner rows and classes."""
+
+    base: AnyArray
+    strides: tuple[int, int]
+    class_stride: int
+    size: int
+
+
+class Block(NamedTuple):
+    """A part of a call that one kernel launch does: rows from `first` on."""
+
+    shape: tuple[int, int, int]
+    first: int
+    columns: bool
+    places: tuple[Place | None, ...]
+
+    @property
+    def width(self) -> int:
+        """Numbers in a vector of the logits' compute type."""
+        place = self.places[0]
+        assert place is not None
+        return 8 if place.size == 8 else 16
+
+    @property
+    def elements(self) -> int:
+        """Logits in the block."""
+        return math.prod(self.shape)
+
+    def kernel_arguments(self, place: Place | None) -> tuple[Any, ...]:
+        """A place as kernels take it: base, row strides, (class stride,) step.
+
+        The step is None where the numbers of a vector lie side by side, which is compiled apart.
+        """
+        if self.columns:
+            if place is None:
+                return None, None, None, None
+            step: int | None = place.strides[1]
+            if self.shape[1] < self.width:
+                step = 0  # too few rows to fill a vector: all lanes do the same one
+            elif step == place.size:
+                step = None
+            return place.base, place.strides, place.class_stride, step
+        return self.row_arguments(place)
+
+    def row_arguments(self, place: Place | None) -> tuple[Any, ...]:
+        """A place as kernels take it whose lanes run along the classes."""
+        if place is None:
+            return None, None, None
+        step = None if place.class_stride == place.size else place.class_stride
+        return place.base, place.strides, step
+
+
+def blocks(axis: int, *arrays: AnyArray | None) -> Iterator[Block]:
+    """Divide arrays of one shape (None for an absent one) into blocks; the first one decides."""
+    moved = [None if a is None else np.moveaxis(a, axis, -1) for a in arrays]
+    present = [a for a in moved if a is not None]
+    shape = present[0].shape[:-1]
+    classes = present[0].shape[-1]
+    if 0 in shape:
+        return
+    merged: list[tuple[int, tuple[int, ...]]] = []  # (size, strides), innermost first
+    leading = len(shape)
+    for k in reversed(range(len(shape))):
+        strides = tuple(a.strides[k] for a in present)
+        if shape[k] > 1:
+            if merged and all(
+                s == merged[-1][0] * m for s, m in zip(strides, merged[-1][1], strict=True)
+            ):
+                merged[-1] = (merged[-1][0] * shape[k], merged[-1][1])
+            elif len(merged) < 2:
+                merged.append((shape[k], strides))
+            else:
+                break
+        leading = k
+    zeros = (0,) * len(present)
+    inner, inner_strides = merged[0] if merged else (1, zeros)
+    outer, outer_strides = merged[1] if len(merged) > 1 else (1, zeros)
+    columns = _across_rows(present[0], classes, inner, inner_strides[0])
+    rows = outer * inner
+    for number, index in enumerate(itertools.product(*map(range, shape[:leading]))):
+        strides_of = iter(zip(outer_strides, inner_strides, strict=True))
+        places = tuple(
+            None
+            if a is None
+            else Place(_base(a[index]), next(strides_of), a.strides[-1], a.itemsize)
+            for a in moved
+        )
+        yield Block((outer, inner, classes), number * rows, columns, places)
+
+
+def _across_rows(array: AnyArray, classes: int, inner: int, inner_stride: int) -> bool:
+    if classes < FEW_CLASSES:
+        return True
+    stride = abs(array.strides[-1])
+    return stride != array.itemsize and inner > 1 and abs(inner_stride) < stride
+
+
+class _Writable:
+    """Shows memory to NumPy as writable, so that read-only input needs no kernels of its own."""
+
+    def __init__(self, array: AnyArray) -> None:
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": array.dtype.str,
+            "shape": array.shape,
+            "data": (array.__array_interface__["data"][0], False),
+        }
+
+
+def _base(array: AnyArray) -> AnyArray:
+    """The first element of an array, 16-bit floats as their bits (see `cpu.vector`)."""
+    first = array[(slice(0, 1),) * array.ndim].reshape(1)
+    if array.itemsize == 2:
+        first = first.view(np.uint16 if array.dtype == np.float16 else np.int16)
+    return first if first.flags.writeable else np.asarray(_Writable(first))

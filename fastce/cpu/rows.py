@@ -1,0 +1,360 @@
+"""The mathematics of one row of logits: what is summed, what follows from it, what is written.
+
+A row z with its maximum m is known by two numbers, m and
+
+    rest = sum of exp(z_j - m) over all classes but one where the maximum is,
+
+from which   logsumexp = m + log1p(rest)   and   p_j = exp(z_j - m) / (1 + rest).
+Every term is non-negative, so nothing cancels: a loss of 1e-30 keeps its digits.
+
+Exponentials are taken as exp(z - shift) / 2**power.  For |m| <= 1024 the shift is 0, so that z enters
+the reduction unrounded; beyond, it is a maximum near m, from which the subtraction is exact for every
+z that matters.  The power keeps the sums of order one; being a power of two it costs no accuracy.
+
+Sums run over a fixed number of lanes in blocks of a fixed length and are carried from block to block
+in float64, so that every bit is the same whatever the threads, the batch or the processor.
+
+A row lies in memory `offset` bytes from a base (see `vector`), `step` bytes from class to class
+(None: side by side), and has at least as many classes as a vector has lanes.
+"""
+
+import numpy as np
+
+from fastce.cpu.elementary import capped, exp_scale, exp_scaled, log1p, round_to_integer
+from fastce.cpu.jit import device
+from fastce.cpu.vector import (
+    any_lane,
+    constant,
+    convert,
+    first_lane,
+    fma,
+    item_size,
+    lane_numbers,
+    lanes,
+    largest,
+    load,
+    load_number,
+    maximum,
+    splat,
+    store,
+    store_number,
+    total,
+    where,
+    zeros,
+)
+
+BLOCK = 256  # classes per block: 8 float32 additions a lane, then float64; one kilobyte of L1
+
+
+@device
+def distance(base, step):
+    """Bytes from one class to the next."""
+    return item_size(base) if step is None else step
+
+
+@device
+def reference(m):
+    """The shift and the power of two to take exponentials with where the maximum is m."""
+    near = where(m <= 1024.0, where(m >= -1024.0, m, 0.0), 0.0)
+    shift = where(near == m, 0.0, m)
+    return shift, round_to_integer(near * constant("LOG2E", m))
+
+
+@device
+def scaled_maximum(m):
+    """exp(m - shift) / 2**power of the reference at m, in float64: between 0.7 and 1.4."""
+    shift, power = reference(m)
+    bias, floor = exp_scale(power, m)
+    return exp_scaled(m - shift, bias, floor)
+
+
+@device
+def lifted_scale(power, like):
+    """`exp_scale` that lifts exponentials by 2**LIFT, away from the smallest normal number."""
+    return exp_scale(power - constant("LIFT", like), like)
+
+
+@device
+def _classes(base, offset, j, step, softcap):
+    """The vector of classes from j on, after the cap."""
+    position = offset + j * distance(base, step)
+    return capped(load(base, position, step, zeros(base)), softcap)[0]
+
+
+@device
+def _tail(base, offset, whole, count, step, softcap):
+    """The classes from `whole` to `count`: the row's last vector, earlier lanes made -inf."""
+    zero = zeros(base)
+    width = lanes(zero)
+    if whole == count:
+        return splat(-np.inf, zero)
+    z = _classes(base, offset, count - width, step, softcap)
+    return where(lane_numbers(zero) < float(width - (count - whole)), -np.inf, z)
+
+
+@device
+def _term(z, first, skipped, shift, bias, floor):
+    """Scaled exponentials of a vector of classes from `first` on, zero at the class `skipped`."""
+    e = exp_scaled(z - shift, bias, floor)
+    if skipped is None:
+        return e
+    return where(lane_numbers(e) == float(skipped - first), 0.0, e)
+
+
+@device
+def _block_sum(base, offset, start, stop, step, softcap, shift, bias, floor, skipped, tail, end):
+    """Lane-wise sum of the scaled exponentials of a block; `tail` joins where the row ends."""
+    zero = zeros(base)
+    width = lanes(zero)
+    even = zero
+    odd = zero
+    for j in range(start, stop - width, 2 * width):
+        z = _classes(base, offset, j, step, softcap)
+        even = even + _term(z, j, skipped, shift, bias, floor)
+        z = _classes(base, offset, j + width, step, softcap)
+        odd = odd + _term(z, j + width, skipped, shift, bias, floor)
+    if (stop - start) % (2 * width) != 0:
+        z = _classes(base, offset, stop - width, step, softcap)
+        even = even + _term(z, stop - width, skipped, shift, bias, floor)
+    if end > stop:
+        odd = odd + _term(tail, end - width, skipped, shift, bias, floor)
+    return convert(even + odd, 0.0)
+
+
+@device
+def first_maximum(base, offset, start, count, step, softcap, m):
+    """The first class from `start` on whose logit is m; `count` if there is none."""
+    zero = zeros(base)
+    width = lanes(zero)
+    for j in range(start, count - width + 1, width):
+        lane = first_lane(_classes(base, offset, j, step, softcap) == m)
+        if lane < width:
+            return j + lane
+    lane = first_lane(_classes(base, offset, count - width, step, softcap) == m)
+    return min(count, count - width + lane)
+
+
+@device
+def statistics(base, offset, count, step, softcap):
+    """(m, rest) of a row in one pass over memory, in float64.
+
+    rest is NaN where the row holds NaN or +inf, and where all of it is -inf.
+    """
+    zero = zeros(base)
+    width = lanes(zero)
+    whole = count - count % width
+    tail = _tail(base, offset, whole, count, step, softcap)
+    m = -np.inf
+    best = 0  # the block with the maximum, whose sum is kept apart from the others'
+    shift = 0.0
+    power = 0.0
+    bias, floor = lifted_scale(power, zero)
+    others = convert(zero, 0.0)
+    own = others
+    for start in range(0, whole, BLOCK):
+        stop = min(start + BLOCK, whole)
+        top = zero - np.inf
+        for j in range(start, stop, width):
+            top = maximum(_classes(base, offset, j, step, softcap), top)
+        end = count if stop == whole else stop
+        if end > stop:
+            top = maximum(tail, top)
+        larger = any_lane(top > m)
+        if larger:
+            previous = m
+            m = np.float64(largest(top))
+            if m == np.inf:
+                return m, np.nan
+            old_shift, old_power = shift, power
+            shift, power = reference(m)
+            factor = 0.0
+            if previous > -np.inf:
+                rescale_bias, rescale_floor = exp_scale(power - old_power, m)
+                factor = exp_scaled(old_shift - shift, rescale_bias, rescale_floor)
+            others = (others + own) * factor
+            best = start
+            bias, floor = lifted_scale(power, zero)
+        block = _block_sum(
+            base, offset, start, stop, step, softcap, shift, bias, floor, None, tail, end
+        )
+        if larger:
+            own = block
+        else:
+            others = others + block
+    if m == -np.inf:
+        return m, np.nan
+    one = scaled_maximum(m) * constant("LIFTED", zero)
+    rest = (total(others) + total(own)) / one - 1.0
+    if rest < 1.0:  # the maximum has swallowed digits of the others: sum its block without it
+        skipped = first_maximum(base, offset, best, count, step, softcap, m)
+        stop = min(best + BLOCK, whole)
+        end = count if stop == whole else stop
+        own = _block_sum(
+            base, offset, best, stop, step, softcap, shift, bias, floor, skipped, tail, end
+        )
+        rest = (total(others) + total(own)) / one
+    return m, rest
+
+
+@device
+def labels(soft, soft_offset, soft_step, weight, j, keep, spread, like):
+    """What the labels lay on the classes from j on: (keep * h_j + spread) * w_j."""
+    width = item_size(weight) if weight is not None else 0
+    if soft is None:
+        u = splat(spread, like)
+    else:
+        h = load(soft, soft_offset + j * distance(soft, soft_step), soft_step, like)
+        u = fma(h, splat(keep, like), splat(spread, like))
+    if weight is not None:
+        u = u * load(weight, j * width, None, like)
+    return u
+
+
+@device
+def weighted_gap(u, m, z):
+    """u * (m - z), zero where u is zero even if z is -inf."""
+    return where(u == 0.0, 0.0, u * (m - z))
+
+
+@device
+def gaps(
+    base, offset, count, step, softcap, m, soft, soft_offset, soft_step, weight, keep, spread
+):
+    """Sums of u_j * (m - z_j) and of u_j, u being the `labels` of a row."""
+    zero = zeros(base)
+    width = lanes(zero)
+    whole = count - count % width
+    gap = convert(zero, 0.0)
+    mass = gap
+    for j in range(0, whole, width):
+        u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
+        z = _classes(base, offset, j, step, softcap)
+        gap = gap + convert(weighted_gap(u, m, z), 0.0)
+        mass = mass + convert(u, 0.0)
+    if whole < count:
+        j = count - width
+        u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
+        u = where(lane_numbers(zero) < float(whole - j), 0.0, u)
+        z = _classes(base, offset, j, step, softcap)
+        gap = gap + convert(weighted_gap(u, m, z), 0.0)
+        mass = mass + convert(u, 0.0)
+    return total(gap), total(mass)
+
+
+@device
+def entropy(base, offset, count, step, softcap, m, rest):
+    """Entropy of softmax(z): the mean of m - z_j under it, plus log1p(rest)."""
+    zero = zeros(base)
+    width = lanes(zero)
+    whole = count - count % width
+    shift, power = reference(m)
+    bias, floor = exp_scale(power, zero)
+    gap = convert(zero, 0.0)
+    for j in range(0, whole, width):
+        z = _classes(base, offset, j, step, softcap)
+        u = exp_scaled(z - shift, bias, floor)
+        gap = gap + convert(weighted_gap(u, m, z), 0.0)
+    z = _tail(base, offset, whole, count, step, softcap)
+    u = exp_scaled(z - shift, bias, floor)
+    gap = gap + convert(weighted_gap(u, m, z), 0.0)
+    return total(gap) / (scaled_maximum(m) * (1.0 + rest)) + log1p(rest)
+
+
+@device
+def cross_entropy(m, rest, z_y, t, gap, mass):
+    """The loss t * (lse - z_y) + sum u_j (lse - z_j) of a row, its lse, and t + sum u_j.
+
+    All float64, numbers or vectors.  t is the weight of the target class y, zero if the labels are
+    soft; gap and mass come from `gaps`.  Its gradient is (t + mass) p_j - u_j - t [j = y].
+    """
+    tail = log1p(rest)
+    everything = t + mass
+    to_target = where(t == 0.0, 0.0, t * (m - z_y))
+    return to_target + gap + everything * tail, m + tail, everything
+
+
+@device
+def target_gradient(m, rest, z_y, a, b):
+    """a p_y - b in float64, without cancellation where p_y is near one and a near b."""
+    bias, floor = exp_scale(0.0, m)
+    p = exp_scaled(z_y - m, bias, floor) / (1.0 + rest)
+    return where(z_y == m, (a - b) - a * (rest / (1.0 + rest)), a * p - b)
+
+
+@device
+def gradient_scale(m, rest, a, like):
+    """What turns exp(z_j) into a p_j: the rounding constant, the cut-off, the factor.
+
+    The exponentials are lifted and the factor lowered by as much, so that a p_j underflows gradually
+    and once, unless the factor itself would underflow.
+    """
+    factor = a / (scaled_maximum(m) * (1.0 + rest))
+    lowered = factor / constant("LIFTED", like)
+    lift = where(abs_at_least(lowered, constant("TINY", like)), constant("LIFT", like), 0.0)
+    power = reference(m)[1] - lift
+    bias, floor = exp_scale(convert(power, like), like)
+    return bias, floor, where(lift > 0.0, lowered, factor)
+
+
+@device
+def abs_at_least(x, bound):
+    """Whether |x| >= bound."""
+    return maximum(x, -1.0 * x) >= bound
+
+
+@device
+def _gradient(raw, softcap, shift, bias, floor, factor, u):
+    z, slope = capped(raw, softcap)
+    g = fma(exp_scaled(z - shift, bias, floor), splat(factor, z), -1.0 * u)
+    return g * slope
+
+
+@device
+def write_gradient(
+    base, offset, count, step, softcap, m, rest, a, out, out_offset, out_step,
+    soft, soft_offset, soft_step, weight, keep, spread,
+):  # fmt: skip
+    """Write a p_j - u_j, u being the `labels`, for every class; `out` may be the row itself."""
+    zero = zeros(base)
+    width = lanes(zero)
+    shift = reference(m)[0]
+    bias, floor, factor = gradient_scale(m, rest, a, zero)
+    each = distance(base, step)
+    out_each = distance(out, out_step)
+    # The last vector overlaps the one before: read before anything is written, write it last.
+    j = count - width
+    u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
+    raw = load(base, offset + j * each, step, zero)
+    last = _gradient(raw, softcap, shift, bias, floor, factor, u)
+    for j in range(0, count - width, width):
+        u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
+        raw = load(base, offset + j * each, step, zero)
+        g = _gradient(raw, softcap, shift, bias, floor, factor, u)
+        store(out, out_offset + j * out_each, out_step, g)
+    store(out, out_offset + (count - width) * out_each, out_step, last)
+
+
+@device
+def write_log_softmax(base, offset, count, step, m, rest, out, out_offset, out_step):
+    """Write (z_j - m) - log1p(rest) for every class; `out` may be the row itself."""
+    zero = zeros(base)
+    width = lanes(zero)
+    each = distance(base, step)
+    out_each = distance(out, out_step)
+    tail = log1p(rest)
+    last = (load(base, offset + (count - width) * each, step, zero) - m) - tail
+    for j in range(0, count - width, width):
+        z = load(base, offset + j * each, step, zero)
+        store(out, out_offset + j * out_each, out_step, (z - m) - tail)
+    store(out, out_offset + (count - width) * out_each, out_step, last)
+
+
+@device
+def write_zeros(like, count, out, out_offset, out_step):
+    """Write a gradient of exact zeros."""
+    zero = zeros(like)
+    width = lanes(zero)
+    each = distance(out, out_step)
+    for j in range(0, count - width, width):
+        store(out, out_offset + j * each, out_step, zero)
+    store(out, out_offset + (count - width) * each, out_step, zero)

@@ -1,0 +1,158 @@
+"""How kernels run on several threads, safely in other people's programs.
+
+Kernels are serial machine code that claims chunks of work from a shared counter and holds no
+interpreter lock, so that running one on more threads is calling it more than once.  The helpers are
+plain Python threads, made anew in a forked child.  There is no OpenMP and no numba threading layer:
+nothing to abort when two threads call at once, nothing that a fork could leave behind, no spinning
+that would fight with the threads of a BLAS.  A helper that comes late finds no work left and a call
+never waits for one that has not begun, so that a busy machine costs speed and nothing else.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+_pool: ThreadPoolExecutor | None = None
+_pool_size = 0
+_lock = threading.Lock()
+_local = threading.local()
+
+
+def _available() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _default() -> int:
+    """Threads to use: what the environment asks for, else the processors this process may use."""
+    for name in ("FASTCE_NUM_THREADS", "NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
+        value = os.environ.get(name, "")
+        if value.isdecimal() and int(value) > 0:
+            return int(value)
+    return _available()
+
+
+_threads = _default()
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads a call uses, the calling one included.
+
+    Results do not depend on it, to the last bit.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.  It may exceed the number of processors.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `n` is not an integer, or less than 1.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> fastce.set_num_threads(2)
+    >>> fastce.get_num_threads()
+    2
+    """
+    global _threads
+    _threads = _checked(n)
+
+
+def _checked(n: int) -> int:
+    if isinstance(n, bool) or not isinstance(n, int | np.integer):
+        raise TypeError(f"n: expected a number of threads, got {n!r}")
+    if n < 1:
+        raise ValueError(f"n: expected at least 1 thread, got {n}")
+    return int(n)
+
+
+def get_num_threads() -> int:
+    """Return how many threads a call from this thread uses.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> fastce.get_num_threads() >= 1
+    True
+    """
+    return getattr(_local, "threads", None) or _threads
+
+
+@contextlib.contextmanager
+def num_threads(n: int) -> Iterator[None]:
+    """Use `n` threads for the calls made within a block, by the thread that entered it.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> with fastce.num_threads(1):
+    ...     fastce.get_num_threads()
+    1
+    """
+    n = _checked(n)
+    before = getattr(_local, "threads", None)
+    _local.threads = n
+    try:
+        yield
+    finally:
+        _local.threads = before
+
+
+def _helpers(count: int) -> ThreadPoolExecutor:
+    global _pool, _pool_size
+    with _lock:
+        if _pool is None or _pool_size < count:
+            old = _pool
+            _pool = ThreadPoolExecutor(count, thread_name_prefix="fastce")
+            _pool_size = count
+            if old is not None:
+                old.shutdown(wait=False)
+        return _pool
+
+
+def _forget() -> None:
+    """In a forked child, whose copies of the helpers do not run."""
+    global _pool, _pool_size, _lock
+    _pool, _pool_size, _lock = None, 0, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def launch(kernel: Callable[..., None], args: tuple[Any, ...], parallel: bool) -> None:
+    """Run `kernel(*args, counter)` here and, if `parallel`, on the helpers as well.
+
+    Returns when every chunk is done.
+    """
+    counter = np.zeros(1, np.int64)
+    count = get_num_threads() - 1
+    if not parallel or count < 1:
+        kernel(*args, counter)
+        return
+    started: list[Future[None]] = []
+    try:
+        pool = _helpers(count)
+        started.extend(pool.submit(kernel, *args, counter) for _ in range(count))
+    except RuntimeError:
+        pass  # the interpreter is shutting down, or no thread can be had: this one does it all
+    try:
+        kernel(*args, counter)
+    finally:
+        for future in started:
+            if not future.cancel():
+                future.result()

@@ -1,0 +1,209 @@
+"""Section 3: loss and gradient keep relative accuracy down to the smallest normal number."""
+
+import numpy as np
+import pytest
+
+import fastce
+from tests import oracle
+from tests.checks import (
+    FLOATS,
+    assert_close,
+    assert_gradient,
+    assert_loss,
+    draw,
+    draw_targets,
+)
+
+DTYPES = [np.dtype("float32"), np.dtype("float64")]
+CLASSES = [2, 3, 10, 33, 1000, 32000]
+
+
+def check(logits, targets, *, anywhere=True, axis=-1):
+    want = oracle.cross_entropy(logits, targets, reduction="none", axis=axis)
+    loss, grad = fastce.cross_entropy_and_grad(logits, targets, reduction="none", axis=axis)
+    assert_loss(loss, want.loss, logits.dtype, anywhere=anywhere)
+    assert_gradient(grad, want.grad, logits.dtype)
+    if np.asarray(targets).dtype.kind == "i":
+        alone = fastce.cross_entropy(logits, targets, reduction="none", axis=axis)
+        assert_loss(alone, want.loss, logits.dtype, anywhere=anywhere)
+    return loss, grad
+
+
+def leads(logits):
+    """By how much each row's largest logit leads the next."""
+    top = np.partition(logits.astype(np.float64), -2, axis=-1)[..., -2:]
+    return top[..., 1] - top[..., 0]
+
+
+def rows_for(classes):
+    return min(400, max(2, 100_000 // classes))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("scale", [0.01, 1.0, 10.0, 100.0])
+def test_random_logits(dtype, classes, scale):
+    logits = draw((rows_for(classes), classes), dtype, scale=scale)
+    near = logits[leads(logits) < 10]
+    check(near, draw_targets((len(near),), classes), anywhere=False)
+    check(near, near.argmax(axis=-1), anywhere=False)
+    check(logits, logits.argmax(axis=-1))
+    check(logits, draw_targets((len(logits),), classes))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("offset", [-1e4, 1e3, 1e4, 1e6, 2.0**23])
+def test_common_offset(dtype, classes, offset):
+    logits = (draw((rows_for(classes), classes), np.float64, scale=1.5) + offset).astype(dtype)
+    near = logits[leads(logits) < 10]
+    assert len(near) > len(logits) // 2
+    check(near, near.argmax(axis=-1), anywhere=False)
+    check(near, draw_targets((len(near),), classes), anywhere=False)
+
+
+GAPS = {
+    "float32": [10, 12.5, 16, 17, 20, 30, 40, 55, 60, 61, 64, 70, 80, 85, 86.5],
+    "float64": [10, 20, 36, 37, 40, 80, 120, 300, 500, 650, 700, 707.5],
+}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gap"), [(np.dtype(d), g) for d in GAPS for g in GAPS[d]], ids=str
+)
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_confident_target(dtype, gap, offset):
+    for classes in (2, 10, 100, 4097):
+        for place in {0, 1, classes // 2, classes - 1}:
+            spread = draw((2, classes), np.float64, scale=0.01, seed=classes)
+            logits = spread + offset
+            logits[:, place] = offset + gap
+            loss, grad = check(logits.astype(dtype), np.full(2, place))
+            assert np.all(loss > 0)
+            assert np.all(grad[:, place] < 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("gap", [0, 1, 9.5, 15, 40, 85])
+@pytest.mark.parametrize("classes", [2, 10, 1000, 50257])
+def test_equal_background(dtype, gap, classes):
+    """A constant row but for one entry, the padded vocabulary: nothing is random, errors add up."""
+    logits = np.full((3, classes), 0.1, dtype)
+    logits[:, 0] += gap
+    lead = np.log(classes) <= gap
+    loss, grad = check(logits, np.array([0, 1, classes - 1]), anywhere=gap >= 10)
+    rest = oracle.exact(logits[0, 1:]) - oracle.exact(logits[0, 0])
+    rest = np.exp(rest).sum()
+    target = oracle.Expected(-rest / (1 + rest), rest / (1 + rest))
+    assert_close(grad[0, 0], target, 1e-5 if dtype.itemsize == 4 else 1e-13)
+    assert not lead or loss[0] < loss[1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("gap", [0.5, 12, 40, 80])
+def test_one_hot_soft_targets_are_as_accurate_as_indices(dtype, gap):
+    for classes in (2, 10, 1000):
+        logits = draw((20, classes), dtype)
+        logits[:, 1] += gap
+        hot = np.zeros_like(logits)
+        hot[:, 1] = 1
+        check(logits, hot, anywhere=gap >= 5)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_a_million_classes(dtype):
+    logits = draw((2, 1 << 20), dtype, scale=2.0)
+    logits[1, 77_777] = 60
+    check(logits, np.array([5, 77_777]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("order", ["rising", "falling", "leader last", "leader in the middle"])
+def test_order_of_the_logits_does_not_matter(dtype, order):
+    """The running reference of a one-pass sum is renewed often, seldom, or at the very end."""
+    limit = 80 if dtype.itemsize == 4 else 600
+    for classes in (64, 5000):
+        row = np.linspace(-limit, limit, classes)
+        row = {
+            "rising": row,
+            "falling": row[::-1],
+            "leader last": np.r_[np.zeros(classes - 1), limit],
+            "leader in the middle": np.r_[np.zeros(classes // 2), limit, np.zeros(classes // 2)],
+        }[order]
+        logits = np.tile(row, (3, 1)).astype(dtype)
+        check(logits, np.array([int(row.argmax()), 0, classes // 3]))
+
+
+LENGTHS = [*range(2, 70), *range(126, 132), *range(250, 292), *range(508, 546), 1023, 1024, 1025]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("gap", [0.5, 25.0])
+def test_every_length_with_the_leader_everywhere(dtype, gap):
+    """No lane, no last vector and no block edge counts a class twice or not at all."""
+    for classes in LENGTHS:
+        places = np.unique(np.linspace(0, classes - 1, 9).astype(int))
+        logits = draw((len(places), classes), dtype, scale=0.5, seed=classes)
+        logits[np.arange(len(places)), places] = logits.max() + gap
+        check(logits, places)
+        check(logits, (places + 1) % classes)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_length_of_the_axis_beside_the_classes(dtype):
+    for inner in range(1, 40):
+        for classes in (1, 2, 5, 17):
+            logits = draw((2, classes, inner), dtype, scale=3, seed=inner)
+            check(logits, draw_targets((2, inner), classes, seed=inner), axis=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("low, high", [(-1100, -950), (950, 1100), (-3000, 3000), (1e5, 3e5)])
+def test_large_logits_of_large_spread(dtype, low, high):
+    for classes in (40, 3000):
+        row = np.linspace(low, high, classes)
+        rows = [row, row[::-1], np.random.default_rng(0).permutation(row)]
+        logits = np.array(rows).astype(dtype)
+        check(logits, logits.argmax(axis=-1))
+        check(logits, np.array([classes // 2, 3, 5]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_strided_class_axis_is_as_accurate(dtype):
+    logits = draw((4, 21, 19), dtype, scale=5.0)
+    logits[:, 3, ::2] += 35
+    check(logits, np.full((4, 19), 3), axis=1)
+    check(logits, draw_targets((4, 19), 21), axis=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_largest_logits(dtype):
+    huge = float(np.finfo(dtype).max)
+    logits = np.array([[huge, -huge, 0], [huge, huge, -huge], [-huge, -huge, -huge]], dtype)
+    loss, grad = fastce.cross_entropy_and_grad(logits, np.array([0, 1, 2]), reduction="none")
+    np.testing.assert_allclose(loss, [0, np.log(2), np.log(3)], rtol=1e-6)
+    np.testing.assert_allclose(grad[1:], [[0.5, -0.5, 0], [1 / 3, 1 / 3, -2 / 3]], rtol=1e-6)
+    assert not grad[0].any()
+    loss, grad = fastce.cross_entropy_and_grad(logits[:1], [1], reduction="none")
+    assert loss[0] == np.inf  # 2 * huge
+    assert grad.tolist() == [[1, -1, 0]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_denormal_probabilities_are_kept(dtype):
+    gap = 95.0 if dtype.itemsize == 4 else 730.0
+    logits = np.array([[0, -gap]], dtype)
+    want = np.exp(np.longdouble(logits[0, 1]))
+    _, grad = fastce.cross_entropy_and_grad(logits, [0])
+    for got in (grad[0, 1], -grad[0, 0], fastce.softmax(logits)[0, 1]):
+        assert abs(got - want) <= 4 * np.finfo(dtype).smallest_subnormal
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_mean_keeps_tiny_losses(dtype):
+    logits = np.zeros((1000, 2), dtype)
+    logits[:, 0] = 60
+    want = oracle.cross_entropy(logits, np.zeros(1000, int))
+    loss, grad = fastce.cross_entropy_and_grad(logits, np.zeros(1000, int))
+    assert_loss(loss, want.loss, dtype, anywhere=True)
+    assert_gradient(grad, want.grad, dtype)
