@@ -37,7 +37,8 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def device(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `function` for use inside kernels; it always becomes part of its caller."""
-    return numba.njit(function, forceinline=True, **_FLAGS)  # type: ignore[no-any-return]
+    flags = {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return numba.njit(function, **flags, **_FLAGS)  # type: ignore[no-any-return]
 
 
 @functools.cache
