@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # Imported only when chosen: `info` must not need what `demo` needs.
         status: int = importlib.import_module(f"fastce._cli.{options.module}").run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has gone, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or exiting would fail too
+        return 1
     except KeyboardInterrupt:
         print(f"fastce {options.command}: interrupted", file=sys.stderr)
         return _INTERRUPTED

@@ -18,7 +18,79 @@ def binary_cross_entropy(
     pos_weight: npt.ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> Any:
-    """Cross-entropy of independent yes-or-no labels and the sigmoid of logits."""
+    """Cross-entropy between yes-or-no labels and the sigmoid of logits, element by element.
+
+    For a logit z with the target t, with softplus(z) = log(1 + exp(z))::
+
+        loss = weight * (pos_weight * t * softplus(-z) + (1 - t) * softplus(z))
+
+    that is -log(sigmoid(z)) for t = 1 and -log(1 - sigmoid(z)) for t = 0.
+
+    Parameters
+    ----------
+    logits : array_like of float64, float32, float16 or bfloat16
+        Log-odds of yes, of any shape (also a single number) and any strides.
+    targets : array_like
+        Shaped like `logits`: the probability of yes, 0 or 1 as a rule. Floats of the dtypes of
+        `logits`, integers or booleans; values outside [0, 1] do what the formula says.
+    weight : array_like, optional
+        Factor of each loss, of a shape that broadcasts to that of `logits`. None means 1.
+    pos_weight : array_like, optional
+        Factor of the share of yes, of a shape that broadcasts to that of `logits`: above 1 it
+        raises recall, below 1 precision. None means 1.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        "mean" divides the sum by the number of elements, whatever the weights.
+
+    Returns
+    -------
+    numpy.float64 or numpy.float32, or numpy.ndarray
+        The loss in nats: float64 for float64 logits, else float32. For "none" an array shaped like
+        `logits`.
+
+    Raises
+    ------
+    TypeError
+        If an argument does not consist of numbers of the kinds above.
+    ValueError
+        If shapes do not fit, or `reduction` is none of the three.
+
+    See Also
+    --------
+    binary_cross_entropy_and_grad : The gradient as well.
+    cross_entropy : One label out of many. For two classes with the logits (0, z) it is this loss.
+
+    Notes ----- Edge cases: infinite logits give the limits, 0 where the label agrees (+inf with t =
+    1, -inf with t = 0) and +inf where it does not. NaN in an element makes that element NaN.
+    Without elements "mean" is NaN and "sum" 0.
+
+    softplus(z) is computed as max(z, 0) + log1p(exp(-|z|)) [1]_: for t in [0, 1] no term is
+    negative, nothing cancels, and confident predictions keep their small losses. All of it, and the
+    sum, is in float64, in a fixed order; no array of the size of the logits is made, except from
+    integer or boolean arguments.
+
+    References
+    ----------
+    .. [1] M. Mächler, "Accurately computing log(1 - exp(-|a|))", vignette of the R package Rmpfr,
+       2012.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastce
+    >>> logits = np.array([0.0, 2.0, -3.0])
+    >>> targets = np.array([1, 1, 0])
+    >>> print(fastce.binary_cross_entropy(logits, targets, reduction="none").round(4))
+    [0.6931 0.1269 0.0486]
+    >>> print(f"{fastce.binary_cross_entropy(logits, targets):.4f}")
+    0.2896
+    >>> print(f"{fastce.binary_cross_entropy(logits, targets, pos_weight=3.0):.4f}")
+    0.8363
+
+    Confident and right:
+
+    >>> print(f"{fastce.binary_cross_entropy(np.array([100.0]), [1.0]):.4e}")
+    3.7201e-44
+    """
     return _binary_cross_entropy(logits, targets, weight, pos_weight, reduction)[0]
 
 
@@ -32,7 +104,58 @@ def binary_cross_entropy_and_grad(
     grad_output: npt.ArrayLike | None = None,
     out: AnyArray | None = None,
 ) -> tuple[Any, AnyArray]:
-    """Binary cross-entropy and its gradient with respect to the logits."""
+    """Binary cross-entropy and its gradient with respect to the logits.
+
+    For a logit z with the target t, with g the upstream gradient, n the number of elements for
+    "mean" and else 1::
+
+        grad = g / n * weight * ((1 - t) * sigmoid(z) - pos_weight * t * sigmoid(-z))
+
+    which is sigmoid(z) - t for a single element without options.
+
+    Parameters
+    ----------
+    logits, targets, weight, pos_weight, reduction
+        As in `binary_cross_entropy`.
+    grad_output : float or array_like, optional
+        As in `cross_entropy_and_grad`; with "none" it may be an array shaped like `logits`.
+    out : numpy.ndarray, optional
+        As in `cross_entropy_and_grad`; ``out=logits`` computes in place.
+
+    Returns
+    -------
+    loss : numpy.float64 or numpy.float32, or numpy.ndarray
+        As from `binary_cross_entropy`.
+    grad : numpy.ndarray
+        Shaped and typed like `logits`; `out` itself if given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `binary_cross_entropy` does, before anything is written; also if `out` or `grad_output`
+        does not fit.
+
+    See Also
+    --------
+    binary_cross_entropy : The loss alone; conventions and edge cases.
+
+    Notes
+    -----
+    sigmoid(z) and sigmoid(-z) are each computed without subtracting from 1, so that the gradient of
+    a confident prediction keeps its digits for t = 0 and t = 1. At infinite logits it is finite: 0
+    where the label agrees, 1 or -1 times its factors where it does not.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastce
+    >>> logits = np.array([0.0, 2.0, -3.0])
+    >>> loss, grad = fastce.binary_cross_entropy_and_grad(logits, [1, 1, 0], reduction="sum")
+    >>> print(f"{loss:.4f}")
+    0.8687
+    >>> print(grad.round(4))
+    [-0.5    -0.1192  0.0474]
+    """
     return _binary_cross_entropy(
         logits, targets, weight, pos_weight, reduction, grad_output, out, gradient=True
     )

@@ -1,5 +1,7 @@
 """Section 4: every row of the contract's table of edge cases, loss and gradient."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 
@@ -18,9 +20,21 @@ REGIMES = {
 }
 
 
-@pytest.fixture(params=REGIMES)
-def regime(request):
-    return REGIMES[request.param]
+class Problem(NamedTuple):
+    """Layout and dtype of the logits."""
+
+    shape: tuple[int, ...]
+    axis: int
+    dtype: np.dtype
+
+
+PROBLEMS = {name: Problem(*where, DTYPES[0]) for name, where in REGIMES.items()}
+PROBLEMS["short float64"] = Problem(*REGIMES["short"], DTYPES[1])
+
+
+@pytest.fixture(params=PROBLEMS)
+def problem(request):
+    return PROBLEMS[request.param]
 
 
 @pytest.fixture(params=DTYPES, ids=str)
@@ -28,11 +42,10 @@ def dtype(request):
     return request.param
 
 
-def case(regime, dtype, entries, target=0):
+def case(problem, entries, target=0):
     """Logits and targets whose first row starts with `entries` (or is filled by a number)."""
-    shape, axis = regime
-    logits = draw(shape, dtype)
-    rows = np.moveaxis(logits, axis, -1)
+    logits = draw(problem.shape, problem.dtype)
+    rows = np.moveaxis(logits, problem.axis, -1)
     first = (0,) * (rows.ndim - 1)
     if np.isscalar(entries):
         rows[first] = entries
@@ -125,19 +138,20 @@ def test_every_weight_zero(dtype):
 
 @pytest.mark.parametrize("poison", [NAN, INF, -INF])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_an_ignored_row_is_never_read(regime, dtype, poison, reduction):
-    logits, targets, first = case(regime, dtype, poison, target=-100)
+def test_an_ignored_row_is_never_read(problem, poison, reduction):
+    logits, targets, first = case(problem, poison, target=-100)
     for options in ({}, {"label_smoothing": 0.1, "z_loss": 0.1}, {"grad_output": None}):
         loss, grad = fastce.cross_entropy_and_grad(
-            logits, targets, axis=regime[1], reduction=reduction, **options
+            logits, targets, axis=problem.axis, reduction=reduction, **options
         )
         assert np.isfinite(loss).all()
         assert np.isfinite(grad).all()
         assert same_bits(
-            np.moveaxis(grad, regime[1], -1)[first], np.zeros(logits.shape[regime[1]], dtype)
+            np.moveaxis(grad, problem.axis, -1)[first],
+            np.zeros(logits.shape[problem.axis], problem.dtype),
         )
         if reduction == "none":
-            assert same_bits(loss[first], dtype.type(0))
+            assert same_bits(loss[first], problem.dtype.type(0))
 
 
 def test_upstream_nan_at_an_ignored_row():
@@ -148,22 +162,22 @@ def test_upstream_nan_at_an_ignored_row():
     assert np.isfinite(grad).all()
 
 
-def test_zero_weight_target_at_minus_infinity(regime, dtype):
-    logits, targets, first = case(regime, dtype, [-INF])
-    weight = np.ones(logits.shape[regime[1]], dtype)
+def test_zero_weight_target_at_minus_infinity(problem):
+    logits, targets, first = case(problem, [-INF])
+    weight = np.ones(logits.shape[problem.axis], problem.dtype)
     weight[0] = 0
-    loss, grad = evaluate(logits, targets, regime[1], weight=weight)
+    loss, grad = evaluate(logits, targets, problem.axis, weight=weight)
     assert loss[first] == 0
     assert not grad[first].any()
 
 
-def test_minus_infinity_elsewhere(regime, dtype):
-    logits, targets, first = case(regime, dtype, [-INF, -INF], target=2)
-    loss, grad = evaluate(logits, targets, regime[1])
+def test_minus_infinity_elsewhere(problem):
+    logits, targets, first = case(problem, [-INF, -INF], target=2)
+    loss, grad = evaluate(logits, targets, problem.axis)
     assert np.isfinite(loss[first])
-    assert same_bits(np.abs(grad[first][:2]), np.zeros(2, dtype))
-    p = np.moveaxis(fastce.softmax(logits, axis=regime[1]), regime[1], -1)
-    assert same_bits(p[first][:2], np.zeros(2, dtype))
+    assert same_bits(np.abs(grad[first][:2]), np.zeros(2, problem.dtype))
+    p = np.moveaxis(fastce.softmax(logits, axis=problem.axis), problem.axis, -1)
+    assert same_bits(p[first][:2], np.zeros(2, problem.dtype))
 
 
 @pytest.mark.parametrize("fill", ["half of the row", "all but one"])
@@ -177,36 +191,36 @@ def test_long_runs_of_minus_infinity(dtype, fill):
     assert not grad[0, :3000].any()
 
 
-def test_minus_infinity_at_the_target(regime, dtype):
-    logits, targets, first = case(regime, dtype, [-INF])
-    loss, grad = evaluate(logits, targets, regime[1])
+def test_minus_infinity_at_the_target(problem):
+    logits, targets, first = case(problem, [-INF])
+    loss, grad = evaluate(logits, targets, problem.axis)
     assert loss[first] == INF
     assert grad[first][0] == -1
     assert np.isfinite(grad).all()
-    mean, _ = fastce.cross_entropy_and_grad(logits, targets, axis=regime[1])
+    mean, _ = fastce.cross_entropy_and_grad(logits, targets, axis=problem.axis)
     assert mean == INF
 
 
-def test_all_logits_minus_infinity(regime, dtype):
-    logits, targets, first = case(regime, dtype, -INF)
-    loss, grad = evaluate(logits, targets, regime[1])
+def test_all_logits_minus_infinity(problem):
+    logits, targets, first = case(problem, -INF)
+    loss, grad = evaluate(logits, targets, problem.axis)
     assert np.isnan(loss[first])
     assert np.isnan(grad[first]).all()
     assert others_untouched(loss, grad, first)
-    assert fastce.logsumexp(logits, axis=regime[1])[first] == -INF
+    assert fastce.logsumexp(logits, axis=problem.axis)[first] == -INF
 
 
 @pytest.mark.parametrize("value", [NAN, INF])
 @pytest.mark.parametrize("place", [0, 1, -1])
 @pytest.mark.parametrize("target", [0, 1])
-def test_nan_or_infinity(regime, dtype, value, place, target):
-    logits, targets, first = case(regime, dtype, [], target=target)
-    np.moveaxis(logits, regime[1], -1)[(*first, place)] = value
-    loss, grad = evaluate(logits, targets, regime[1])
+def test_nan_or_infinity(problem, value, place, target):
+    logits, targets, first = case(problem, [], target=target)
+    np.moveaxis(logits, problem.axis, -1)[(*first, place)] = value
+    loss, grad = evaluate(logits, targets, problem.axis)
     assert np.isnan(loss[first])
     assert np.isnan(grad[first]).all()
     assert others_untouched(loss, grad, first)
-    lse = fastce.logsumexp(logits, axis=regime[1])
+    lse = fastce.logsumexp(logits, axis=problem.axis)
     assert np.isnan(lse[first]) if np.isnan(value) else lse[first] == INF
 
 
@@ -215,25 +229,25 @@ def test_nan_beats_infinity_in_logsumexp():
     assert np.isnan(fastce.logsumexp(np.array([NAN, INF, 0.0])))
 
 
-def test_soft_target_zero_at_minus_infinity(regime, dtype):
-    logits, _, first = case(regime, dtype, [-INF])
-    soft = np.zeros(logits.shape, dtype)
-    np.moveaxis(soft, regime[1], -1)[..., 1:3] = 0.5
-    loss, grad = evaluate(logits, soft, regime[1])
+def test_soft_target_zero_at_minus_infinity(problem):
+    logits, _, first = case(problem, [-INF])
+    soft = np.zeros(logits.shape, problem.dtype)
+    np.moveaxis(soft, problem.axis, -1)[..., 1:3] = 0.5
+    loss, grad = evaluate(logits, soft, problem.axis)
     assert np.isfinite(loss).all()
     assert grad[first][0] == 0
-    np.moveaxis(soft, regime[1], -1)[..., 0] = 0.5
-    loss, grad = evaluate(logits, soft, regime[1])
+    np.moveaxis(soft, problem.axis, -1)[..., 0] = 0.5
+    loss, grad = evaluate(logits, soft, problem.axis)
     assert loss[first] == INF
     assert np.isfinite(grad).all()
 
 
-def test_soft_targets_of_a_bad_row(regime, dtype):
+def test_soft_targets_of_a_bad_row(problem):
     for entries in (-INF, [NAN], [INF]):
-        logits, _, first = case(regime, dtype, entries)
-        soft = np.zeros(logits.shape, dtype)
-        np.moveaxis(soft, regime[1], -1)[..., 1] = 1
-        loss, grad = evaluate(logits, soft, regime[1])
+        logits, _, first = case(problem, entries)
+        soft = np.zeros(logits.shape, problem.dtype)
+        np.moveaxis(soft, problem.axis, -1)[..., 1] = 1
+        loss, grad = evaluate(logits, soft, problem.axis)
         assert np.isnan(loss[first])
         assert others_untouched(loss, grad, first)
 
@@ -247,14 +261,14 @@ def test_soft_targets_that_do_not_sum_to_one(dtype):
     np.testing.assert_allclose(grad, soft.sum(axis=-1, keepdims=True) * p - soft, rtol=rtol)
 
 
-def test_smoothing_with_a_masked_class(regime, dtype):
-    logits, targets, first = case(regime, dtype, [-INF], target=1)
-    loss, grad = evaluate(logits, targets, regime[1], label_smoothing=0.1)
+def test_smoothing_with_a_masked_class(problem):
+    logits, targets, first = case(problem, [-INF], target=1)
+    loss, grad = evaluate(logits, targets, problem.axis, label_smoothing=0.1)
     assert loss[first] == INF
     assert np.isfinite(grad).all()
-    weight = np.ones(logits.shape[regime[1]], dtype)
+    weight = np.ones(logits.shape[problem.axis], problem.dtype)
     weight[0] = 0
-    loss, grad = evaluate(logits, targets, regime[1], label_smoothing=0.1, weight=weight)
+    loss, grad = evaluate(logits, targets, problem.axis, label_smoothing=0.1, weight=weight)
     assert np.isfinite(loss).all()
 
 
@@ -338,17 +352,17 @@ def test_z_loss_is_not_weighted(dtype):
     np.testing.assert_allclose(mean - without, 0.5 * (lse[:2] ** 2).sum() / 2, rtol=1e-5)
 
 
-def test_softcap_comes_first_and_keeps_minus_infinity(regime, dtype):
-    logits, targets, first = case(regime, dtype, [-INF, INF, 1e30, -1e30], target=1)
-    loss, grad = evaluate(logits, targets, regime[1], softcap=5.0)
+def test_softcap_comes_first_and_keeps_minus_infinity(problem):
+    logits, targets, first = case(problem, [-INF, INF, 1e30, -1e30], target=1)
+    loss, grad = evaluate(logits, targets, problem.axis, softcap=5.0)
     assert np.isfinite(loss).all()
     assert np.isfinite(grad).all()
     assert not grad[first][:4].any()
     targets[first] = 0
-    loss, grad = evaluate(logits, targets, regime[1], softcap=5.0)
+    loss, grad = evaluate(logits, targets, problem.axis, softcap=5.0)
     assert loss[first] == INF
-    logits, targets, first = case(regime, dtype, [NAN])
-    loss, grad = evaluate(logits, targets, regime[1], softcap=5.0)
+    logits, targets, first = case(problem, [NAN])
+    loss, grad = evaluate(logits, targets, problem.axis, softcap=5.0)
     assert np.isnan(loss[first])
     assert others_untouched(loss, grad, first)
 
@@ -379,18 +393,35 @@ def test_the_first_of_equal_maxima_is_predicted():
     assert stats.predicted.tolist() == [1, 0, -1]
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-def test_more_than_two_to_the_31_elements(axis):
+def test_more_than_two_to_the_31_elements():
     """Pages that are never written cost no memory, and the last rows lie beyond 32-bit offsets."""
-    shape = [(1 << 15) + 3, (1 << 15) + 3]
-    shape[axis] = 1 << 16
-    logits = np.zeros(shape, np.float16)
+    logits = np.zeros(((1 << 15) + 3, 1 << 16), np.float16)
     assert logits.size > 1 << 31
-    rows = np.moveaxis(logits, axis, -1)
-    rows[-3:] = draw((3, 1 << 16), np.float16)
-    targets = np.full(len(rows), -100)
+    logits[-3:] = draw((3, 1 << 16), np.float16)
+    targets = np.full(len(logits), -100)
     targets[-3:] = 0, 5, 65_535
-    loss = fastce.cross_entropy(logits, targets, axis=axis, reduction="none")
-    want = oracle.cross_entropy(rows[-3:], targets[-3:], reduction="none")
+    loss = fastce.cross_entropy(logits, targets, reduction="none")
+    want = oracle.cross_entropy(logits[-3:], targets[-3:], reduction="none")
     assert_loss(loss[-3:], want.loss, np.float16)
     assert not loss[:-3].any()
+
+
+@pytest.mark.parametrize("shape, axis", [((40, 20), 0), ((40, 20), 1), ((4, 5000), 1)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_offsets_beyond_32_bits(shape, axis, sign):
+    """Few logits, spread over four gigabytes of which few pages are touched."""
+    stride = (1 << 32) // shape[0] // 4 * 4
+
+    def spread():
+        memory = np.zeros(stride * shape[0] // 4, np.float32)
+        return np.lib.stride_tricks.as_strided(memory, shape, (stride, 4))[::sign]
+
+    logits, out = spread(), spread()
+    logits[...] = draw(shape)
+    targets = draw_targets(tuple(np.delete(shape, axis)), shape[axis])
+    loss, grad = fastce.cross_entropy_and_grad(
+        logits, targets, axis=axis, reduction="none", out=out
+    )
+    want = oracle.cross_entropy(logits, targets, axis=axis, reduction="none")
+    assert_loss(loss, want.loss, np.float32)
+    assert_gradient(grad, want.grad, np.float32)

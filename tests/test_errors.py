@@ -140,7 +140,7 @@ def test_a_bad_target_leaves_logits_alone_in_place():
 def test_the_first_of_many_bad_targets_is_named():
     logits, targets = np.zeros((50_000, 4), np.float32), np.zeros(50_000, np.int32)
     targets[[40_001, 31_234, 49_999]] = 4, 5, 6
-    with pytest.raises(IndexError, match=r"\[0, 4\), got 5 at index \(31234,\)"):
+    with pytest.raises(IndexError, match=r"in \[0, 4\).* got 5 at index \(31234,\)"):
         fastce.cross_entropy(logits, targets)
 
 
@@ -169,17 +169,19 @@ def test_overlapping_out(overlap):
     assert same_bits(base, before)
 
 
-def test_out_overlapping_the_targets_or_the_upstream():
-    base = np.full((4, 10), 0.25, np.float32)
-    with pytest.raises(ValueError, match="overlap"):
-        fastce.cross_entropy_and_grad(Z, base, out=base)
-    upstream = base.reshape(-1)[3:7]
-    with pytest.raises(ValueError, match="overlap"):
-        fastce.cross_entropy_and_grad(Z, Y, reduction="none", grad_output=upstream, out=base)
-    weight = base.reshape(-1)[5:15]
-    with pytest.raises(ValueError, match="overlap"):
-        fastce.cross_entropy_and_grad(Z, Y, weight=weight, out=base)
-    assert np.all(base == 0.25)
+@pytest.mark.parametrize("name", ["targets", "weight", "grad_output"])
+def test_out_overlapping_what_else_is_read(name):
+    out = np.full((4, 10), 0.25)
+    read = {
+        "targets": out,
+        "weight": out.reshape(-1)[5:15],
+        "grad_output": out.reshape(-1)[3:7],
+    }[name]
+    arguments = {"targets": Y, "reduction": "none"} | {name: read}
+    with pytest.raises(ValueError, match="overlap") as error:
+        fastce.cross_entropy_and_grad(Z.astype("f8"), out=out, **arguments)
+    says(error, "out", [name])
+    assert np.all(out == 0.25)
 
 
 # the functions beside cross-entropy: one line for every check of theirs

@@ -5,6 +5,7 @@ from fastce.cpu.jit import device, kernel
 from fastce.cpu.loops import start_of
 from fastce.cpu.rows import distance
 from fastce.cpu.vector import (
+    address,
     claim,
     convert,
     lanes,
@@ -42,15 +43,20 @@ def _loss_and_gradient(z, t, w, positive):
 
 @kernel
 def binary_cross_entropy(
-    shape, logits, strides, step, targets, target_strides, target_step,
-    weight, weight_strides, weight_step, positive, positive_strides, positive_step,
-    upstream, scale, losses, out, out_strides, out_step, sums, chunk, counter,
+    shape, logits_base, strides, step, targets_base, target_strides, target_step,
+    weight_base, weight_strides, weight_step, positive_base, positive_strides, positive_step,
+    upstream, scale, losses, out_base, out_strides, out_step, sums, chunk, counter,
 ):  # fmt: skip
     """Loss and gradient of every element; `chunk` elements of one row at a time.
 
     `losses` and `upstream` are contiguous, in row order.
     """
     outer, inner, count = shape
+    logits = address(logits_base)
+    out = address(out_base)
+    positive = address(positive_base)
+    targets = address(targets_base)
+    weight = address(weight_base)
     wide = convert(zeros(logits), 0.0)
     width = lanes(wide)
     segments = (count + chunk - 1) // chunk
@@ -67,11 +73,11 @@ def binary_cross_entropy(
         weight_offset = 0
         positive_offset = 0
         out_offset = 0
-        if weight is not None:
+        if weight_base is not None:
             weight_offset = start_of(row, inner, weight_strides)
-        if positive is not None:
+        if positive_base is not None:
             positive_offset = start_of(row, inner, positive_strides)
-        if out is not None:
+        if out_base is not None:
             out_offset = start_of(row, inner, out_strides)
         lane_sums = wide
         for j in range(start, whole, width):
@@ -79,9 +85,9 @@ def binary_cross_entropy(
             t = load(targets, target_offset + j * distance(targets, target_step), target_step, wide)
             w = wide + 1.0
             p = wide + 1.0
-            if weight is not None:
+            if weight_base is not None:
                 w = load(weight, weight_offset + j * distance(weight, weight_step), weight_step, wide)
-            if positive is not None:
+            if positive_base is not None:
                 p = load(
                     positive, positive_offset + j * distance(positive, positive_step),
                     positive_step, wide,
@@ -90,7 +96,7 @@ def binary_cross_entropy(
             lane_sums = lane_sums + loss
             if losses is not None:
                 store(losses, (row * count + j) * distance(losses, None), None, convert(loss, zeros(losses)))
-            if out is not None:
+            if out_base is not None:
                 g = g * scale
                 if upstream is not None:
                     g = g * load(upstream, (row * count + j) * 8, None, wide)
@@ -101,15 +107,15 @@ def binary_cross_entropy(
             t = load_number(targets, target_offset + j * distance(targets, target_step))
             w = 1.0
             p = 1.0
-            if weight is not None:
+            if weight_base is not None:
                 w = load_number(weight, weight_offset + j * distance(weight, weight_step))
-            if positive is not None:
+            if positive_base is not None:
                 p = load_number(positive, positive_offset + j * distance(positive, positive_step))
             loss, g = _loss_and_gradient(z, t, w, p)
             rest += loss
             if losses is not None:
                 losses[row * count + j] = loss
-            if out is not None:
+            if out_base is not None:
                 g *= scale
                 if upstream is not None:
                     g *= upstream[row * count + j]

@@ -78,7 +78,7 @@ def cross_entropy(
     The gradient is that of the sum over rows of upstream * (nll_scale * nll + z_scale * z term).
     """
     keep = 1.0 - options.label_smoothing
-    nll, z = [0.0], [0.0]
+    nll = z = 0.0
     for block in blocks(axis, logits, soft, out):
         spread = options.label_smoothing / block.shape[2]
         spread_weight = weight if soft is not None or spread > 0.0 else None
@@ -94,9 +94,9 @@ def cross_entropy(
         )  # fmt: skip
         kernel = loops.cross_entropy_columns if block.columns else loops.cross_entropy_rows
         launch(kernel, args, _parallel(block))
-        nll.extend(sums[:, 0])
-        z.extend(sums[:, 1])
-    return Totals(float(np.sum(nll)), float(np.sum(z)))
+        nll += _sum(sums[:, 0])
+        z += _sum(sums[:, 1])
+    return Totals(nll, z)
 
 
 def softmax(axis: int, x: AnyArray, out: AnyArray, logarithm: bool) -> None:
@@ -117,6 +117,11 @@ def logsumexp(axis: int, x: AnyArray, result: AnyArray) -> None:
         args = (block.shape, *place, _part(result, block), parts, chunk)
         kernel = loops.logsumexp_columns if block.columns else loops.logsumexp_rows
         launch(kernel, args, _parallel(block))
+
+
+def _sum(sums: npt.NDArray[np.float64]) -> float:
+    # A sum of one number, which small calls have, is ten times slower as a reduction.
+    return float(sums[0] if sums.size == 1 else sums.sum())
 
 
 def _chunks(block: Block) -> tuple[int, int]:
@@ -197,7 +202,7 @@ def binary_cross_entropy(
     out: AnyArray | None = None,
 ) -> float:
     """Fill `losses` and `out` where given; return the sum of the losses of all elements."""
-    total = [0.0]
+    total = 0.0
     for block in blocks(-1, logits, targets, weight, positive, out):
         outer, inner, count = block.shape
         sums = np.empty(outer * inner * -(-count // CHUNK))
@@ -210,5 +215,5 @@ def binary_cross_entropy(
             None if losses is None else losses[part], *places[4], sums, min(count, CHUNK),
         )  # fmt: skip
         launch(binary.binary_cross_entropy, args, _parallel(block))
-        total.extend(sums)
-    return float(np.sum(total))
+        total += _sum(sums)
+    return total

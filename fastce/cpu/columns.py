@@ -1,4 +1,4 @@
-"""The mathematics of `rows`, sixteen rows (eight of float64) at a time, one in each lane.
+"""The mathematics of `rows`, 32 rows (16 of float64) at a time, one in each lane.
 
 For few classes, and for class axes that are not the last.  Class j of the rows lies `offset + j *
 advance` bytes from the base, the rows `step` bytes from each other (None: side by side).
@@ -54,7 +54,7 @@ def statistics(base, offset, count, advance, step, softcap):
             part = part + where(first == float(j), 0.0, exp_scaled(z - shift, bias, floor))
         rest = rest + convert(part, 0.0)
     m_wide = convert(m, 0.0)
-    rest = rest / (scaled_maximum(m_wide) * constant("LIFTED", zero))
+    rest = rest / (scaled_maximum(m_wide, zero) * constant("LIFTED", zero))
     unusable = where(m_wide > -np.inf, m_wide, np.nan)  # all -inf, or +inf
     return m_wide, rest + (unusable - unusable), first
 
@@ -104,7 +104,7 @@ def entropy_gap(base, offset, count, advance, step, softcap, m, rest):
         z = capped(load(base, offset + j * advance, step, zero), softcap)[0]
         u = exp_scaled(z - shift, bias, floor)
         gap = gap + convert(weighted_gap(u, top, z), 0.0)
-    return gap / (scaled_maximum(m) * (1.0 + rest))
+    return gap / (scaled_maximum(m, zero) * (1.0 + rest))
 
 
 @device

@@ -7,6 +7,7 @@ from fastce.cpu.elementary import exp_scaled
 from fastce.cpu.jit import device, kernel
 from fastce.cpu.loops import start_of, tile_start, tiling
 from fastce.cpu.vector import (
+    address,
     claim,
     convert,
     lane_numbers,
@@ -40,11 +41,14 @@ def _curve_at_maximum(rest, curved, straight, floor):
 
 @kernel
 def gradient_hessian_rows(
-    shape, logits, strides, step, targets, weight, curved, straight, floor, at_target,
-    grad, grad_strides, grad_step, hess, hess_strides, hess_step, parts, chunk, counter,
+    shape, logits_base, strides, step, targets, weight, curved, straight, floor, at_target,
+    grad_base, grad_strides, grad_step, hess_base, hess_strides, hess_step, parts, chunk, counter,
 ):  # fmt: skip
     """weight * (p - y) and weight * curvature; |p - y| at the target instead if `at_target`."""
     outer, inner, classes = shape
+    logits = address(logits_base)
+    grad = address(grad_base)
+    hess = address(hess_base)
     zero = zeros(logits)
     width = lanes(zero)
     each = rows.distance(logits, step)
@@ -88,12 +92,15 @@ def gradient_hessian_rows(
 
 @kernel
 def gradient_hessian_columns(
-    shape, logits, strides, advance, step, targets, weight, curved, straight, floor, at_target,
-    grad, grad_strides, grad_advance, grad_step, hess, hess_strides, hess_advance, hess_step,
+    shape, logits_base, strides, advance, step, targets, weight, curved, straight, floor, at_target,
+    grad_base, grad_strides, grad_advance, grad_step, hess_base, hess_strides, hess_advance, hess_step,
     parts, chunk, counter,
 ):  # fmt: skip
     """`gradient_hessian_rows` with lanes across rows."""
     outer, inner, classes = shape
+    logits = address(logits_base)
+    grad = address(grad_base)
+    hess = address(hess_base)
     zero = zeros(logits)
     wide = convert(zero, 0.0)
     width = lanes(zero)
@@ -145,11 +152,14 @@ def gradient_hessian_columns(
 
 @kernel
 def hessian_vector_rows(
-    shape, logits, strides, step, v, v_strides, v_step, upstream, scale,
-    out, out_strides, out_step, parts, chunk, counter,
+    shape, logits_base, strides, step, v_base, v_strides, v_step, upstream, scale,
+    out_base, out_strides, out_step, parts, chunk, counter,
 ):  # fmt: skip
     """p * (v - sum p v), with v taken relative to its value at the maximum so that nothing cancels."""
     outer, inner, classes = shape
+    logits = address(logits_base)
+    out = address(out_base)
+    v = address(v_base)
     zero = zeros(logits)
     width = lanes(zero)
     whole = classes - classes % width
@@ -192,11 +202,14 @@ def hessian_vector_rows(
 
 @kernel
 def hessian_vector_columns(
-    shape, logits, strides, advance, step, v, v_strides, v_advance, v_step, upstream, scale,
-    out, out_strides, out_advance, out_step, parts, chunk, counter,
+    shape, logits_base, strides, advance, step, v_base, v_strides, v_advance, v_step, upstream, scale,
+    out_base, out_strides, out_advance, out_step, parts, chunk, counter,
 ):  # fmt: skip
     """`hessian_vector_rows` with lanes across rows."""
     outer, inner, classes = shape
+    logits = address(logits_base)
+    out = address(out_base)
+    v = address(v_base)
     zero = zeros(logits)
     wide = convert(zero, 0.0)
     width = lanes(zero)

@@ -12,6 +12,7 @@ from fastce.cpu.vector import (
     convert,
     exponent,
     fma,
+    less_ln2,
     maximum,
     polynomial,
     power_of_two,
@@ -44,8 +45,7 @@ def exp_scaled(d, bias, floor):
     clamped = maximum(splat(floor, d), d)
     rounded = fma(clamped, constant("LOG2E", d), bias)
     k = rounded - bias
-    r = fma(k, -constant("LN2_HI", d), clamped)
-    r = fma(k, -constant("LN2_LO", d), r)
+    r = less_ln2(clamped, k)
     return polynomial("EXP", r) * power_of_two(rounded)
 
 
@@ -58,9 +58,8 @@ def log1p(x):
     s = f / (2.0 + f)
     z = s * s
     lost = (x - (u - 1.0)) / u  # what rounding 1 + x has dropped; NaN and inf come through here
-    return fma(
-        k, constant("LN2_HI", x), fma(k, constant("LN2_LO", x), lost) + 2.0 * fma(s * z, polynomial("ATANH", z), s)
-    )
+    near_one = fma(2.0 * s * z, polynomial("ATANH", z), 2.0 * s)
+    return fma(k, constant("LN2", x), lost + near_one)
 
 
 @device

@@ -42,7 +42,7 @@ class Block(NamedTuple):
         """Numbers in a vector of the logits' compute type."""
         place = self.places[0]
         assert place is not None
-        return 8 if place.size == 8 else 16
+        return 16 if place.size == 8 else 32
 
     @property
     def elements(self) -> int:
@@ -75,6 +75,40 @@ class Block(NamedTuple):
 
 def blocks(axis: int, *arrays: AnyArray | None) -> Iterator[Block]:
     """Divide arrays of one shape (None for an absent one) into blocks; the first one decides."""
+    assert arrays[0] is not None
+    axis %= arrays[0].ndim
+    if all(a is None or a.flags.c_contiguous for a in arrays):
+        yield from _contiguous(axis, arrays)
+    else:
+        yield from _strided(axis, arrays)
+
+
+def _contiguous(axis: int, arrays: tuple[AnyArray | None, ...]) -> Iterator[Block]:
+    """The one block of arrays without gaps; what `_strided` would find, in a tenth of the time."""
+    first = arrays[0]
+    assert first is not None
+    if first.size == 0:
+        return
+    classes = first.shape[axis]
+    outer, inner = math.prod(first.shape[:axis]), math.prod(first.shape[axis + 1 :])
+    if inner == 1:
+        outer, inner, row, apart = 1, outer, classes, 1
+    else:
+        row, apart = 1, inner
+    places: list[Place | None] = []
+    for a in arrays:
+        if a is None:
+            places.append(None)
+            continue
+        size = a.itemsize
+        strides = (0 if outer == 1 else classes * inner * size, 0 if inner == 1 else row * size)
+        places.append(Place(_base(a), strides, apart * size, size))
+    columns = classes < FEW_CLASSES or (apart > 1 and inner > 1)
+    yield Block((outer, inner, classes), 0, columns, tuple(places))
+
+
+def _strided(axis: int, arrays: tuple[AnyArray | None, ...]) -> Iterator[Block]:
+    """Merge the row axes that follow each other evenly; go through those that are too many."""
     moved = [None if a is None else np.moveaxis(a, axis, -1) for a in arrays]
     present = [a for a in moved if a is not None]
     shape = present[0].shape[:-1]
@@ -130,9 +164,12 @@ class _Writable:
         }
 
 
+_FIRST = (slice(0, 1),) * 64  # NumPy has no more dimensions
+
+
 def _base(array: AnyArray) -> AnyArray:
     """The first element of an array, 16-bit floats as their bits (see `cpu.vector`)."""
-    first = array[(slice(0, 1),) * array.ndim].reshape(1)
+    first = array[_FIRST[: array.ndim]].reshape(1)
     if array.itemsize == 2:
         first = first.view(np.uint16 if array.dtype == np.float16 else np.int16)
     return first if first.flags.writeable else np.asarray(_Writable(first))

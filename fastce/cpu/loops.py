@@ -12,6 +12,7 @@ from fastce.cpu import columns, rows
 from fastce.cpu.elementary import capped, log1p
 from fastce.cpu.jit import device, kernel
 from fastce.cpu.vector import (
+    address,
     claim,
     convert,
     extract,
@@ -101,13 +102,17 @@ def check_targets(targets, classes, ignore_index, weight):
 
 @kernel
 def cross_entropy_rows(
-    shape, logits, strides, step, targets, soft, soft_strides, soft_step,
-    weight, spread_weight, ignore_index, keep, spread, z_loss, softcap,
+    shape, logits_base, strides, step, targets, soft_base, soft_strides, soft_step,
+    weight, spread_weight_base, ignore_index, keep, spread, z_loss, softcap,
     upstream, nll_scale, z_scale, losses, lses, entropies, predicted,
-    out, out_strides, out_step, sums, chunk, counter,
+    out_base, out_strides, out_step, sums, chunk, counter,
 ):  # fmt: skip
     """Loss and gradient of rows with at least a vector of classes; see `_arguments` for the names."""
     outer, inner, classes = shape
+    logits = address(logits_base)
+    soft = address(soft_base)
+    out = address(out_base)
+    spread_weight = address(spread_weight_base)
     zero = zeros(logits)
     each = rows.distance(logits, step)
     while True:
@@ -120,9 +125,9 @@ def cross_entropy_rows(
             offset = start_of(i, inner, strides)
             soft_offset = 0
             out_offset = 0
-            if soft is not None:
+            if soft_base is not None:
                 soft_offset = start_of(i, inner, soft_strides)
-            if out is not None:
+            if out_base is not None:
                 out_offset = start_of(i, inner, out_strides)
             y = 0
             t = 0.0
@@ -137,7 +142,7 @@ def cross_entropy_rows(
                         lses[i] = 0.0
                         entropies[i] = 0.0
                         predicted[i] = -1
-                    if out is not None:
+                    if out_base is not None:
                         rows.write_zeros(logits, classes, out, out_offset, out_step)
                     continue
                 t = keep if weight is None else keep * weight[y]
@@ -146,7 +151,7 @@ def cross_entropy_rows(
             m, rest = rows.statistics(logits, offset, classes, step, softcap)
             gap = 0.0
             mass = 0.0
-            if soft is not None or spread != 0.0:
+            if soft_base is not None or spread != 0.0:
                 gap, mass = rows.gaps(
                     logits, offset, classes, step, softcap, m,
                     soft, soft_offset, soft_step, spread_weight, keep, spread,
@@ -167,14 +172,14 @@ def cross_entropy_rows(
                 predicted[i] = rows.first_maximum(
                     logits, offset, 0, classes, step, softcap, m
                 )
-            if out is not None:
+            if out_base is not None:
                 g = 1.0 if upstream is None else upstream[i]
                 scale = g * nll_scale
                 a = scale * everything
                 if z_loss != 0.0:
                     a += g * z_scale * 2.0 * z_loss * lse
                 if targets is not None:
-                    b = spread if spread_weight is None else spread * spread_weight[y]
+                    b = spread if spread_weight_base is None else spread * spread_weight[y]
                     special = y
                     value = slope_y * rows.target_gradient(m, rest, z_y, a, scale * (t + b))
                 else:
@@ -236,13 +241,17 @@ def _hand_out(scratch, result, done, values, skip):
 
 @kernel
 def cross_entropy_columns(
-    shape, logits, strides, advance, step, targets, soft, soft_strides, soft_advance, soft_step,
-    weight, spread_weight, ignore_index, keep, spread, z_loss, softcap,
+    shape, logits_base, strides, advance, step, targets, soft_base, soft_strides, soft_advance, soft_step,
+    weight, spread_weight_base, ignore_index, keep, spread, z_loss, softcap,
     upstream, nll_scale, z_scale, losses, lses, entropies, predicted,
-    out, out_strides, out_advance, out_step, sums, chunk, counter,
+    out_base, out_strides, out_advance, out_step, sums, chunk, counter,
 ):  # fmt: skip
     """Loss and gradient with lanes across rows: few classes, or a class axis that is not the last."""
     outer, inner, classes = shape
+    logits = address(logits_base)
+    soft = address(soft_base)
+    out = address(out_base)
+    spread_weight = address(spread_weight_base)
     zero = zeros(logits)
     wide = convert(zero, 0.0)
     width = lanes(zero)
@@ -260,9 +269,9 @@ def cross_entropy_columns(
             offset = start_of(i, inner, strides)
             soft_offset = 0
             out_offset = 0
-            if soft is not None:
+            if soft_base is not None:
                 soft_offset = start_of(i, inner, soft_strides)
-            if out is not None:
+            if out_base is not None:
                 out_offset = start_of(i, inner, out_strides)
             m, rest, first = columns.statistics(
                 logits, offset, classes, advance, step, softcap
@@ -277,7 +286,7 @@ def cross_entropy_columns(
                         valid = 0.0
                         y = 0
                     t = keep if weight is None else keep * weight[y]
-                    u = t + (spread if spread_weight is None else spread * spread_weight[y])
+                    u = t + (spread if spread_weight_base is None else spread * spread_weight[y])
                 else:
                     y = int(scratch[SPECIAL, lane])
                     t = 0.0
@@ -301,7 +310,7 @@ def cross_entropy_columns(
             z_y, slope_y = _capped_number(z_y, softcap, zero)
             gap = wide
             mass = wide
-            if soft is not None or spread != 0.0:
+            if soft_base is not None or spread != 0.0:
                 gap, mass = columns.gaps(
                     logits, offset, classes, advance, step, softcap, m,
                     soft, soft_offset, soft_advance, soft_step, spread_weight, keep, spread,
@@ -325,7 +334,7 @@ def cross_entropy_columns(
                 _hand_out(scratch, lses, done, where(valid, lse, 0.0), skip)
                 _hand_out(scratch, entropies, done, where(valid, entropy, 0.0), skip)
                 _hand_out(scratch, predicted, done, where(valid, maxima, -1.0), skip)
-            if out is not None:
+            if out_base is not None:
                 scale = g * nll_scale
                 a = scale * everything
                 if z_loss != 0.0:
@@ -348,10 +357,12 @@ def cross_entropy_columns(
 
 @kernel
 def softmax_rows(
-    shape, logits, strides, step, out, out_strides, out_step, logarithm, parts, chunk, counter
+    shape, logits_base, strides, step, out_base, out_strides, out_step, logarithm, parts, chunk, counter
 ):  # fmt: skip
     """softmax, or its logarithm where `logarithm` is not None."""
     outer, inner, classes = shape
+    logits = address(logits_base)
+    out = address(out_base)
     while True:
         part = claim(counter)
         if part >= parts:
@@ -373,11 +384,13 @@ def softmax_rows(
 
 @kernel
 def softmax_columns(
-    shape, logits, strides, advance, step,
-    out, out_strides, out_advance, out_step, logarithm, parts, chunk, counter,
+    shape, logits_base, strides, advance, step,
+    out_base, out_strides, out_advance, out_step, logarithm, parts, chunk, counter,
 ):  # fmt: skip
     """`softmax_rows` with the lanes across rows."""
     outer, inner, classes = shape
+    logits = address(logits_base)
+    out = address(out_base)
     zero = zeros(logits)
     wide = convert(zero, 0.0)
     width = lanes(zero)
@@ -405,9 +418,10 @@ def softmax_columns(
 
 
 @kernel
-def logsumexp_rows(shape, x, strides, step, result, parts, chunk, counter):
+def logsumexp_rows(shape, x_base, strides, step, result, parts, chunk, counter):
     """log of the sum of exp of each row; -inf, +inf and NaN as SciPy has them."""
     outer, inner, classes = shape
+    x = address(x_base)
     while True:
         part = claim(counter)
         if part >= parts:
@@ -429,9 +443,10 @@ def _logsumexp(x, offset, classes, advance, m, rest):
 
 
 @kernel
-def logsumexp_columns(shape, x, strides, advance, step, result, parts, chunk, counter):
+def logsumexp_columns(shape, x_base, strides, advance, step, result, parts, chunk, counter):
     """`logsumexp_rows` with the lanes across rows."""
     outer, inner, classes = shape
+    x = address(x_base)
     zero = zeros(x)
     wide = convert(zero, 0.0)
     width = lanes(zero)

@@ -4,7 +4,7 @@ A vector holds a fixed number of lanes whatever the processor, so that the order
 with it every bit of a result, is the program's choice.  LLVM splits a vector into as many registers
 as the processor needs.  Floating-point operations are strict IEEE (no fast-math): NaN arrives.
 
-Rows are read and written through a *base*: a one-element array that marks where the data begin.
+Rows are read and written through a *base*, a pointer to (or array that starts with) the first number.
 Positions are byte offsets from there, so that any strides will do.  16-bit floats travel as their
 bits: a base of uint16 holds float16, a base of int16 holds bfloat16.
 """
@@ -15,10 +15,15 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core.registry import cpu_target
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-BITS = 512  # one AVX-512 register, two of AVX2, four of NEON or SSE
+# Four AVX2 registers, two of AVX-512, eight of NEON or SSE.  Wider than one register on purpose: LLVM
+# lays out a vector operation register by register, so that the long dependency chain of exp runs in
+# as many interleaved copies; a single chain leaves the multipliers waiting (Zen 3: 8.4 cycles for
+# eight float32 with 512 bits, 5.5 with 1024, where 5 is the limit of the ports).
+BITS = 1024
 
 
 class VectorType(types.Type):  # type: ignore[misc]
@@ -371,6 +376,21 @@ def polynomial(typingctx, name, x):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def less_ln2(typingctx, x, k):  # type: ignore[no-untyped-def]
+    """x - k ln 2, with ln 2 in the parts that CONSTANTS gives."""
+    parts = CONSTANTS[_element(x)]["LN2_PARTS"]
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        value, llvm = args[0], _llvm(x)
+        for part in parts:
+            name = f"llvm.fmuladd.{_suffix(llvm)}"
+            value = _call(builder, name, llvm, args[1], _constant(-part, llvm), value)
+        return value
+
+    return x(x, k), codegen
+
+
+@intrinsic
 def power_of_two(typingctx, rounded):  # type: ignore[no-untyped-def]
     """2**k, where adding ROUND and the exponent bias has left k's biased form in the low bits."""
 
@@ -402,9 +422,27 @@ def exponent(typingctx, x):  # type: ignore[no-untyped-def]
 # Memory ------------------------------------------------------------------------------------------
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.gep(data, [offset], source_etype=ir.IntType(8))
+@intrinsic
+def address(typingctx, base):  # type: ignore[no-untyped-def]
+    """The base as a bare pointer; None stays None.
+
+    Kernels turn their bases into pointers first: an array handed from function to function has its
+    references counted, row by row, in a counter that all threads share.
+    """
+    if base is types.none:
+        return types.none(base), lambda context, builder, sig, args: context.get_dummy_value()
+    pointer = types.CPointer(base.dtype)
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        return context.make_array(base)(context, builder, args[0]).data
+
+    return pointer(base), codegen
+
+
+def _pointer(context: Any, builder: Any, base_type: Any, base: Any, offset: Any) -> Any:
+    if isinstance(base_type, types.Array):
+        base = context.make_array(base_type)(context, builder, base).data
+    return builder.gep(base, [offset], source_etype=ir.IntType(8))
 
 
 def _write(builder: Any, value: Any, pointer: Any) -> None:
@@ -465,6 +503,15 @@ def _storage_size(storage: types.Type) -> int:
     return int(storage.bitwidth) // 8
 
 
+def _processor_fuses() -> bool:
+    """Whether the processor that numba compiles for multiplies and adds in one rounding."""
+    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return "+fma" in features.split(",") or triple.startswith(("aarch64", "arm64"))
+
+
+FUSED = _processor_fuses()
+
+
 def _vector_of(storage: types.Type) -> VectorType:
     element = _COMPUTE[storage]
     return VectorType(element, BITS // element.bitwidth)
@@ -509,6 +556,23 @@ def load(typingctx, base, offset, step, like):  # type: ignore[no-untyped-def]
         return _resize(builder, numbers, _COMPUTE[storage], like.element)
 
     return like(base, types.int64, step, like), codegen
+
+
+@intrinsic
+def prefetch(typingctx, base, offset, step, like):  # type: ignore[no-untyped-def]
+    """Ask for the memory of a vector that will be loaded soon, which need not exist."""
+    size = _storage_size(base.dtype) * like.lanes
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        if step is types.none:
+            start = _pointer(context, builder, base, args[0], args[1])
+            hints = (_I32(0), _I32(3), _I32(1))  # to read, into the nearest cache, as data
+            for line in range(0, size, 64):
+                pointer = builder.gep(start, [_I64(line)], source_etype=ir.IntType(8))
+                _call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, *hints)
+        return context.get_dummy_value()
+
+    return types.void(base, types.int64, step, like), codegen
 
 
 @intrinsic
@@ -570,6 +634,8 @@ def claim(typingctx, counter):  # type: ignore[no-untyped-def]
     return types.int64(counter), codegen
 
 
+_LN2 = 0.6931471805599453
+_LN2_FLOAT32 = 0.693147182464599609375
 _EXP_FLOAT64 = (
     1.0,
     1.0,
@@ -588,10 +654,12 @@ _EXP_FLOAT64 = (
 # ROUND: adding it leaves the nearest integer in the low bits of the mantissa; BIAS: of the exponent.
 # LIFT: the power that leaves room above for sums and below for the smallest terms; LIFTED: two to
 # it.  TINY: the smallest normal number.
-# LN2_HI has so few bits that k * LN2_HI is exact for |k| < 2**11: the reduction loses nothing, with
-# or without a fused multiply-add.  EXP: minimax polynomials of exp on [-ln2/2, ln2/2] (Remez; error
-# 2.6e-9 in float32, 1.8e-17 in float64), whose first two coefficients are exactly one.  EXPM1: of
-# (exp(x) - 1) / x there.  ATANH: of (atanh(s) / s - 1) / s**2 in s**2 up to tan(pi / 8)**4 (4.6e-18).
+# LN2_PARTS: a first part so short that k times it is exact for |k| < 2**11, and the rest.  In float32
+# with fused multiply-adds one part will do, an instruction less: its rounding error acts as if every
+# logit were larger by a factor 1 + 2.7e-9, and LN2_EXCESS lets the maximum share it.
+# EXP: minimax polynomials of exp on [-ln2/2, ln2/2] (Remez; error 2.6e-9 in float32, 1.8e-17 in
+# float64), whose first two coefficients are exactly one.  EXPM1: of (exp(x) - 1) / x there.
+# ATANH: of (atanh(s) / s - 1) / s**2 in s**2 up to tan(pi / 8)**4 (4.6e-18).
 CONSTANTS: dict[Any, dict[str, Any]] = {
     types.float32: {
         "ROUND": 1.5 * 2.0**23,
@@ -600,9 +668,9 @@ CONSTANTS: dict[Any, dict[str, Any]] = {
         "LIFTED": 2.0**64,
         "TINY": 2.0**-126,
         "LOG2E": 1.4426950408889634,
-        "LN2": 0.6931471805599453,
-        "LN2_HI": 0.693115234375,
-        "LN2_LO": 3.1946184945309415e-05,
+        "LN2": _LN2,
+        "LN2_PARTS": (_LN2_FLOAT32,) if FUSED else (0.693115234375, 3.1946184945309415e-05),
+        "LN2_EXCESS": _LN2_FLOAT32 - _LN2 if FUSED else 0.0,
         "EXP": (
             1.0,
             1.0,
@@ -620,9 +688,9 @@ CONSTANTS: dict[Any, dict[str, Any]] = {
         "LIFTED": 2.0**512,
         "TINY": 2.0**-1022,
         "LOG2E": 1.4426950408889634,
-        "LN2": 0.6931471805599453,
-        "LN2_HI": 0.6931471805601177,
-        "LN2_LO": -1.7239444525614835e-13,
+        "LN2": _LN2,
+        "LN2_PARTS": (0.6931471805601177, -1.7239444525614835e-13),
+        "LN2_EXCESS": 0.0,
         "EXP": _EXP_FLOAT64,
         "EXPM1": _EXP_FLOAT64[1:],
         "ATANH": (
