@@ -31,7 +31,7 @@ class Named(NamedTuple):
 class Result:
     """What was measured of one work on one case; ratios are of minima."""
 
-    case: str
+    case: Case
     work: str
     times: Times
     bytes_moved: int | None
@@ -93,7 +93,7 @@ def measure(
     times = alternately(contestants, turns=effort.turns, seconds=effort.seconds)
     for work in works:
         yield Result(
-            case.name,
+            case,
             work,
             times[Ours(work, False)],
             *_limit(case, arrays.option_bytes, work, times),

@@ -130,7 +130,7 @@ def in_sklearn(d: Data, work: str) -> Callable[[], Any] | None:
 def _tensor(array: Array) -> Any:
     import torch
 
-    if array.dtype == np.dtype("bfloat16"):
+    if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 

@@ -53,7 +53,21 @@ GROUPS = (
     Group("Options", OPTIONED, LOSSES[:2], 0),
     Group("Softmax and its kin", [*LARGE, *DTYPES], SOFTMAX, 1),
 )
-FULL, QUICK = Effort(turns=12, seconds=0.02), Effort(turns=3, seconds=0.005)
+BY_CLASSES = "Numbers of classes, float32"
+
+
+class Plan(NamedTuple):
+    """How much is measured: `quick` fewer cases, and how many logits divided in how many ways."""
+
+    effort: Effort
+    quick: bool
+    logits: int
+    steps: int
+    starts: int
+
+
+FULL = Plan(Effort(turns=12, seconds=0.02), quick=False, logits=1 << 25, steps=13, starts=5)
+QUICK = Plan(Effort(turns=3, seconds=0.005), quick=True, logits=1 << 22, steps=4, starts=1)
 
 CAPTION = """\
 Times are minima over all calls, in milliseconds, with the median over turns of the minimum of a
@@ -75,17 +89,6 @@ STARTUP_CAPTION = """\
 Seconds in fresh processes: importing NumPy; importing fastce after it; the first call of
 cross_entropy_and_grad, 4 x 1000 float32. Empty cache: one process; filled cache: medians."""
 
-CLASSES_CAPTION = """\
-Gigabytes moved per second by number of classes, at about the same number of float32 logits."""
-
-
-class Bandwidth(NamedTuple):
-    """Bytes per second of the loss, and of the loss and gradient, at some number of classes."""
-
-    classes: int
-    loss: float
-    gradient: float
-
 
 @dataclasses.dataclass
 class Report:
@@ -93,7 +96,6 @@ class Report:
 
     machine: dict[str, str]
     tables: dict[str, list[Result]]
-    by_classes: list[Bandwidth]
     memory: dict[str, Extra]
     startup: dict[str, Startup]
 
@@ -123,36 +125,34 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def run(*, quick: bool, compiled: bool) -> Report:
-    """Measure everything; `quick` fewer cases and turns, `compiled` torch.compile too."""
-    effort = QUICK if quick else FULL
+def run(plan: Plan, *, compiled: bool = False) -> Report:
+    """Measure everything; `compiled` adds torch.compile to the peers."""
     before = machine()
     tables = {}
     for group in GROUPS:
-        names = group.cases[: group.quick] if quick else group.cases
+        names = group.cases[: group.quick] if plan.quick else group.cases
         rows: list[Result] = []
         for name in names:
             print(f"{group.title}: {name}", file=sys.stderr)
-            rows.extend(measure(CASES[name], group.works, effort, compiled=compiled))
+            rows.extend(measure(CASES[name], group.works, plan.effort, compiled=compiled))
         if rows:
             tables[group.title] = rows
     print("numbers of classes, memory, start-up", file=sys.stderr)
+    tables[BY_CLASSES] = list(by_classes(plan))
+    large = data(CASES[LARGE[0]])
     return Report(
         before,
         tables,
-        list(by_classes(effort, logits=1 << (22 if quick else 25), steps=5 if quick else 13)),
-        {work: extra(WORKS[work].contestant(data(CASES[LARGE[0]])).call) for work in LOSSES},
-        dict(zip(("empty cache", "filled cache"), startup(1 if quick else 5), strict=True)),
+        {work: extra(WORKS[work].contestant(large).call) for work in LOSSES},
+        dict(zip(("empty cache", "filled cache"), startup(plan.starts), strict=True)),
     )
 
 
-def by_classes(effort: Effort, logits: int, steps: int) -> Iterator[Bandwidth]:
-    """Bandwidth from 4 classes to as many as there are logits."""
-    for classes in np.geomspace(4, logits, steps).round().astype(int).tolist():
-        case = Case((max(1, logits // classes), classes))
-        results = list(measure(case, ["loss", "loss and gradient"], effort, rivals=False))
-        loss, gradient = (result.bandwidth or 0.0 for result in results)
-        yield Bandwidth(classes, loss, gradient)
+def by_classes(plan: Plan) -> Iterator[Result]:
+    """About as many logits, with 4 classes and up to one row."""
+    for classes in np.geomspace(4, plan.logits, plan.steps).round().astype(int).tolist():
+        case = Case((plan.logits // classes, classes))
+        yield from measure(case, LOSSES[:2], plan.effort, rivals=False)
 
 
 def _number(value: float | None, form: str, scale: float = 1.0) -> str:
@@ -161,7 +161,7 @@ def _number(value: float | None, form: str, scale: float = 1.0) -> str:
 
 Column = tuple[str, Callable[[Result], str]]
 COLUMNS: tuple[Column, ...] = (
-    ("case", lambda r: r.case),
+    ("case", lambda r: r.case.name),
     ("work", lambda r: r.work),
     ("ms", lambda r: _number(r.times.minimum, ".4g", 1e3)),
     ("median", lambda r: _number(r.times.median, ".4g", 1e3)),
@@ -192,12 +192,6 @@ def text_tables(report: Report) -> Iterator[Table]:
         yield Table(title, caption, [name for name, _ in columns], rows)
         caption = "As above."
     yield Table(
-        "Numbers of classes",
-        CLASSES_CAPTION,
-        ("classes", "loss", "loss and gradient"),
-        [(str(b.classes), _gb(b.loss), _gb(b.gradient)) for b in report.by_classes],
-    )
-    yield Table(
         f"Extra memory at {LARGE[0]} float32 ({CASES[LARGE[0]].size / 1e6:.0f} MB)",
         MEMORY_CAPTION,
         ("work", "traced", "resident"),
@@ -211,7 +205,6 @@ def text_tables(report: Report) -> Iterator[Table]:
     )
 
 
-_gb = functools.partial(_number, form=".1f", scale=1e-9)
 _mb = functools.partial(_number, form=".2f", scale=1e-6)
 
 
@@ -251,7 +244,12 @@ def draw_limits(report: Report, path: Path) -> None:
     """Time over limit by shape, a bar for each work."""
     from matplotlib.figure import Figure
 
-    results = [r for rows in report.tables.values() for r in rows if r.over_limit and not r.plain]
+    results = [
+        r
+        for title, rows in report.tables.items()
+        for r in rows
+        if r.over_limit and not r.plain and title != BY_CLASSES
+    ]
     cases = list(dict.fromkeys(r.case for r in results))
     works = [w for w in WORKS if any(r.work == w for r in results)]
     figure = Figure(figsize=(9, 1.5 + 0.7 * len(cases)), layout="constrained")
@@ -262,7 +260,7 @@ def draw_limits(report: Report, path: Path) -> None:
         places = [cases.index(r.case) + (number - (len(works) - 1) / 2) * height for r in chosen]
         axes.barh(places, [r.over_limit or 0.0 for r in chosen], height, label=work)
     axes.axvline(1.0, color="k", linewidth=0.8)
-    axes.set_yticks(range(len(cases)), cases)
+    axes.set_yticks(range(len(cases)), [case.name for case in cases])
     axes.invert_yaxis()
     axes.set(xlabel="time over the time to move the same bytes", title="fastce over the limit")
     axes.legend(fontsize="small")
@@ -275,11 +273,10 @@ def draw_classes(report: Report, path: Path) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    classes = [b.classes for b in report.by_classes]
-    axes.semilogx(classes, [b.loss / 1e9 for b in report.by_classes], "o-", label="loss")
-    axes.semilogx(
-        classes, [b.gradient / 1e9 for b in report.by_classes], "s-", label="loss and gradient"
-    )
+    for work in LOSSES[:2]:
+        results = [r for r in report.tables[BY_CLASSES] if r.work == work]
+        classes = [r.case.shape[-1] for r in results]
+        axes.semilogx(classes, [(r.bandwidth or 0.0) / 1e9 for r in results], "o-", label=work)
     axes.set(xlabel="classes", ylabel="GB/s", title="Bytes moved per second")
     axes.set_ylim(bottom=0)
     axes.legend()
@@ -306,7 +303,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for report.md, report.json, pictures")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args()
-    report = run(quick=options.quick, compiled=options.peers)
+    report = run(QUICK if options.quick else FULL, compiled=options.peers)
     if options.output is not None:
         write(report, options.output)
     if options.json:

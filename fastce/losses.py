@@ -239,8 +239,8 @@ def cross_entropy(
     float32. Sums over rows are taken in float64 in a fixed order: every bit is the same on any
     number of threads.
 
-    Memory: no array of the size of the logits is made, except from logits in foreign byte order.
-    Integer targets other than contiguous int64 are converted, 8 bytes per row.
+    Memory: no array of the size of the logits is made. Integer targets other than contiguous int64
+    are converted, 8 bytes per row.
 
     Label smoothing is from [4]_, the z-loss from [5]_, the cap from [6]_.
 

@@ -1,0 +1,80 @@
+"""Run every benchmark once on tiny arrays, so that a broken one is noticed; nothing is judged.
+
+    python -m benchmarks.smoke
+
+Every case keeps its name, its class axis and its option, and gets a small shape.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import itertools
+import pkgutil
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import benchmarks
+from benchmarks import bench_accuracy, measure, report
+from benchmarks.cases import CASES, Case
+
+# asv takes what is called so for a benchmark, wherever in the package it finds it.
+BENCHMARK = re.compile("(time|track|peakmem)_.+")
+PLAN = report.Plan(measure.Effort(turns=1, seconds=0.0), False, logits=1 << 14, steps=2, starts=1)
+
+
+def shrunk(case: Case) -> Case:
+    """A case with at most 100 classes in at most 4 rows along each axis."""
+    axis = case.axis % len(case.shape)
+    most = [100 if k == axis else 4 for k in range(len(case.shape))]
+    # Kernels of float64 and float16 are the tests' matter, and take seconds to compile.
+    dtype = case.dtype if case.dtype == "bfloat16" else "float32"
+    return dataclasses.replace(case, shape=tuple(map(min, case.shape, most)), dtype=dtype)
+
+
+def suite() -> Iterator[tuple[str, type, str]]:
+    """Name, class and method of every benchmark that asv finds."""
+    for module_info in pkgutil.iter_modules(benchmarks.__path__, "benchmarks."):
+        module = importlib.import_module(module_info.name)
+        for name, found in vars(module).items():
+            if name.startswith("_"):
+                continue
+            if inspect.isclass(found):
+                for method, _ in inspect.getmembers(found, inspect.isfunction):
+                    if BENCHMARK.fullmatch(method):
+                        yield f"{module.__name__}.{name}.{method}", found, method
+            elif inspect.isfunction(found) and BENCHMARK.fullmatch(name):
+                raise TypeError(f"{module.__name__}.{name}: asv would take it for a benchmark")
+
+
+def parameters(found: Any) -> Iterator[tuple[Any, ...]]:
+    """Every combination of the parameters of a class of benchmarks."""
+    each = found.params
+    yield from itertools.product(*([each] if isinstance(each[0], str) else each))
+
+
+def main() -> None:
+    """Run all; the first failure ends it."""
+    began = time.perf_counter()
+    CASES.update({name: shrunk(case) for name, case in CASES.items()})
+    measure.SMALL = 0  # tiny arrays have limits here, so that these are run as well
+    bench_accuracy.MOST = 2
+    with tempfile.TemporaryDirectory() as folder:
+        report.write(report.run(PLAN), Path(folder))
+        written = sorted(path.name for path in Path(folder).iterdir())
+    print(f"report: {', '.join(written)}")
+    for name, found, method in suite():
+        for values in parameters(found):
+            benchmark = found()
+            if hasattr(benchmark, "setup"):
+                benchmark.setup(*values)
+            getattr(benchmark, method)(*values)
+        print(f"{name}: {time.perf_counter() - began:.1f} s")
+    print(f"all benchmarks run, {time.perf_counter() - began:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
