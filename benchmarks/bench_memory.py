@@ -15,7 +15,7 @@ class Memory:
     call: Callable[[], Any]
 
     def setup(self, work: str) -> None:
-        WORKS[work].contestant(data(Case((4, 1000)))).call()  # compiles
+        WORKS[work].contestant(data(Case((8, 32000)))).call()  # compiles, starts threads
         self.call = WORKS[work].contestant(data(CASES[LARGE[0]])).call
 
     def peakmem_reference(self, work: str) -> None:

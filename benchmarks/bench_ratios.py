@@ -3,6 +3,8 @@
 from benchmarks.cases import CASES, DTYPES, LARGE, LOSSES
 from benchmarks.measure import Effort, measure
 
+EFFORT = Effort(turns=10, seconds=0.01)
+
 
 class Ratios:
     params = ([*LARGE, *DTYPES], LOSSES[:2])
@@ -10,13 +12,13 @@ class Ratios:
     timeout = 300.0
 
     def track_time_over_limit(self, case: str, work: str) -> float | None:
-        (result,) = measure(CASES[case], [work], Effort(turns=20, seconds=0.01), rivals=False)
+        (result,) = measure(CASES[case], [work], EFFORT, rivals=False)
         return result.over_limit
 
     track_time_over_limit.unit = "times the limit"  # type: ignore[attr-defined]
 
     def track_best_peer_over_time(self, case: str, work: str) -> float | None:
-        (result,) = measure(CASES[case], [work], Effort(turns=3, seconds=0.01))
+        (result,) = measure(CASES[case], [work], EFFORT)
         return result.speedup
 
     track_best_peer_over_time.unit = "times as fast"  # type: ignore[attr-defined]

@@ -59,7 +59,7 @@ class Options(_Calls):
 
 
 class Softmax(_Calls):
-    params = ([*LARGE, *DTYPES], SOFTMAX)
+    params = (LARGE, SOFTMAX)
 
 
 class Functions(_Calls):

@@ -1,5 +1,6 @@
 """What a fresh process pays: importing, and the first call with an empty or a filled cache."""
 
+import functools
 import json
 import os
 import statistics
@@ -44,6 +45,7 @@ def first_call(cache: str | Path) -> Startup:
     return Startup(*json.loads(done.stdout))
 
 
+@functools.cache
 def startup(repeats: int) -> tuple[Startup, Startup]:
     """(one start with an empty cache, medians of `repeats` starts with that cache filled)."""
     with tempfile.TemporaryDirectory() as cache:

@@ -1,4 +1,4 @@
-"""Checks and normalises the arguments of one call; every message about user input is written here."""
+"""Checks and normalises the arguments of a call; all messages about user input are written here."""
 
 import math
 import operator
@@ -10,6 +10,9 @@ import numpy.typing as npt
 Reduction = Literal["mean", "sum", "none"]
 AnyArray = npt.NDArray[Any]
 
+# Candidate solutions to look at before two strided arrays count as overlapping.
+_OVERLAP_WORK: Any = 10_000  # NumPy's stub knows only two of the numbers that it takes
+_LARGEST = float(np.finfo(np.float32).max)
 _REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -28,7 +31,7 @@ def _native(array: AnyArray) -> AnyArray:
 
 
 def _is_float(dtype: np.dtype[Any]) -> bool:
-    return dtype in (np.float32, np.float64, np.float16) or is_bfloat16(dtype)
+    return (dtype.kind == "f" and dtype.itemsize <= 8) or is_bfloat16(dtype)
 
 
 def float_array(name: str, value: npt.ArrayLike) -> AnyArray:
@@ -133,13 +136,13 @@ def row_weight(
     return np.ascontiguousarray(array, np.float64).reshape(-1)
 
 
-def bad_target(value: npt.ArrayLike, row: int, classes: int) -> IndexError:
+def bad_target(value: npt.ArrayLike, row: int, classes: int, ignorable: bool = True) -> IndexError:
     """The error for the target of a row, counted in row order."""
     array = np.asarray(value)
     index = tuple(int(i) for i in np.unravel_index(row, array.shape))
     where = index if array.ndim else "()"
     return IndexError(
-        f"targets: expected integers in [0, {classes}) or ignore_index, "
+        f"targets: expected integers in [0, {classes}){' or ignore_index' if ignorable else ''}, "
         f"got {int(array[index])} at index {where}"
     )
 
@@ -152,6 +155,13 @@ def integer(name: str, value: int) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name}: expected an integer, got {value!r}") from None
+
+
+def scalar(value: float, dtype: type[np.float32] | type[np.float64]) -> Any:
+    """A float as a NumPy scalar; beyond the range of float32 it is infinite, without a warning."""
+    if abs(value) > _LARGEST:
+        value = math.copysign(math.inf, value) if dtype is np.float32 else value
+    return dtype(value)
 
 
 def _number(name: str, value: float) -> float:
@@ -223,9 +233,10 @@ def class_weight(
     return np.ascontiguousarray(array, compute_dtype(dtype))
 
 
-def upstream(
-    value: npt.ArrayLike | None, rows: tuple[int, ...], reduction: str
-) -> tuple[float, npt.NDArray[np.float64] | None]:
+Upstream = tuple[float, npt.NDArray[np.float64] | None]
+
+
+def upstream(value: npt.ArrayLike | None, rows: tuple[int, ...], reduction: str) -> Upstream:
     """The upstream gradient as one number and, with reduction="none", one per row or None."""
     if value is None:
         return 1.0, None
@@ -250,9 +261,7 @@ def same_shape(name: str, value: npt.ArrayLike, like: str, array: AnyArray) -> A
     """A floating-point array of the shape of another argument."""
     other = float_array(name, value)
     if other.shape != array.shape:
-        raise ValueError(
-            f"{name}: expected the shape of {like} {array.shape}, got {other.shape}"
-        )
+        raise ValueError(f"{name}: expected the shape of {like} {array.shape}, got {other.shape}")
     return other
 
 
@@ -274,9 +283,7 @@ def output(
         raise ValueError(f"out: expected shape {logits.shape}, that of {name}, got {out.shape}")
     if not out.flags.writeable:
         raise ValueError("out: expected a writable array, got a read-only one")
-    if any(
-        stride == 0 and size > 1 for stride, size in zip(out.strides, out.shape, strict=True)
-    ):
+    if any(stride == 0 and size > 1 for stride, size in zip(out.strides, out.shape, strict=True)):
         raise ValueError(
             f"out: expected every element in a place of its own, got strides {out.strides} "
             f"for shape {out.shape}"
@@ -301,14 +308,12 @@ def _overlap(a: AnyArray, b: AnyArray) -> bool:
     if not np.may_share_memory(a, b):
         return False
     try:
-        return np.shares_memory(a, b, max_work=10_000)
+        return np.shares_memory(a, b, max_work=_OVERLAP_WORK)
     except np.exceptions.TooHardError:  # undecided in reasonable time: refuse
         return True
 
 
-def reduced_axes(
-    name: str, array: AnyArray, axis: int | tuple[int, ...] | None
-) -> tuple[int, ...]:
+def reduced_axes(name: str, array: AnyArray, axis: int | tuple[int, ...] | None) -> tuple[int, ...]:
     """The axes of a reduction as sorted non-negative numbers; None means all."""
     if axis is None:
         return tuple(range(array.ndim))

@@ -156,16 +156,18 @@ def binary_cross_entropy_and_grad(
     >>> print(grad.round(4))
     [-0.5    -0.1192  0.0474]
     """
-    return _binary_cross_entropy(
+    loss, grad = _binary_cross_entropy(
         logits, targets, weight, pos_weight, reduction, grad_output, out, gradient=True
     )
+    assert grad is not None
+    return loss, grad
 
 
 def _binary_cross_entropy(
     logits: npt.ArrayLike, targets: npt.ArrayLike,
     weight: npt.ArrayLike | None, pos_weight: npt.ArrayLike | None, reduction: str,
     grad_output: npt.ArrayLike | None = None, out: AnyArray | None = None, gradient: bool = False,
-) -> Any:  # fmt: skip
+) -> tuple[Any, AnyArray | None]:  # fmt: skip
     from fastce.cpu import calls
 
     z = arguments.float_array("logits", logits)
@@ -177,20 +179,24 @@ def _binary_cross_entropy(
     dtype = arguments.compute_dtype(z.dtype)
     upstream, per_element = arguments.upstream(grad_output, z.shape, reduction)
     grad = (
-        arguments.output(out, z, targets=t, weight=w, pos_weight=positive) if gradient else None
+        arguments.output(out, z, targets=t, weight=w, pos_weight=positive, grad_output=per_element)
+        if gradient
+        else None
     )
     losses = np.empty(z.shape, dtype) if reduction == "none" else None
     scale = upstream / z.size if reduction == "mean" and z.size else upstream
-    arrays = [None if a is None else a.reshape(1) if z.ndim == 0 else a for a in (z, t, w, positive)]
     total = calls.binary_cross_entropy(
-        *arrays, upstream=per_element, scale=scale,
+        np.atleast_1d(z), np.atleast_1d(t),
+        None if w is None else np.atleast_1d(w),
+        None if positive is None else np.atleast_1d(positive),
+        upstream=per_element, scale=scale,
         losses=None if losses is None else losses.reshape(-1),
-        out=None if grad is None else grad.reshape(1) if z.ndim == 0 else grad,
+        out=None if grad is None else np.atleast_1d(grad),
     )  # fmt: skip
     if losses is not None:
         loss: Any = losses
     elif reduction == "mean":
-        loss = dtype(total / z.size if z.size else math.nan)
+        loss = arguments.scalar(total / z.size if z.size else math.nan, dtype)
     else:
-        loss = dtype(total)
+        loss = arguments.scalar(total, dtype)
     return loss, grad

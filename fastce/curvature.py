@@ -113,10 +113,10 @@ def gradient_hessian(
     if hessian not in curves:
         raise ValueError(f"hessian: expected one of {', '.join(curves)}, got {hessian!r}")
     mass = calls.check_targets(hard, classes, -1, None)
-    if mass.bad_row < 0 and mass.count < hard.size:  # -1 stands for nothing here
+    if mass.bad_row < 0 and mass.rows < hard.size:  # -1 stands for nothing here
         mass = mass._replace(bad_row=int(np.argmax(hard == -1)))
     if mass.bad_row >= 0:
-        raise arguments.bad_target(targets, mass.bad_row, classes)
+        raise arguments.bad_target(targets, mass.bad_row, classes, ignorable=False)
     grad, hess = np.empty_like(z, subok=False), np.empty_like(z, subok=False)
     calls.gradient_hessian(axis, z, hard, weight, curves[hessian], grad, hess)
     return grad, hess

@@ -142,11 +142,11 @@ def nll_loss_and_grad(
      [ 0.   -0.75  0.  ]]
     """
     call = Call("log_probs", log_probs, targets, axis, weight, ignore_index, reduction, normalizer)
-    grad = arguments.output(out, call.logits, "log_probs", targets=call.labels)
     scalar, per_row = arguments.upstream(grad_output, call.rows, reduction)
+    grad = arguments.output(out, call.logits, "log_probs", targets=call.labels, grad_output=per_row)
     index, u = _labels(call)
     loss = _loss(call, index, u)
-    slope = -scalar * inverse(call.divisors()[0]) * u
+    slope = 0.0 - scalar * inverse(call.divisors()[0]) * u  # no negative zeros
     if per_row is not None:
         slope *= np.expand_dims(per_row.reshape(call.rows), call.axis)
     if index is None:

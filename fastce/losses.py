@@ -55,9 +55,7 @@ class Call:
         self.rows = self.logits.shape[: self.axis] + self.logits.shape[self.axis + 1 :]
         self.dtype = arguments.compute_dtype(self.logits.dtype)
         self.ignore_index = arguments.integer("ignore_index", ignore_index)
-        self.hard, self.soft = arguments.targets(
-            targets, self.logits, self.axis, self.ignore_index
-        )
+        self.hard, self.soft = arguments.targets(targets, self.logits, self.axis, self.ignore_index)
         self.weight = arguments.class_weight("weight", weight, self.classes, self.logits.dtype)
         self.reduction = arguments.reduction(reduction)
         self.normalizer = arguments.normalizer(normalizer, reduction)
@@ -69,7 +67,7 @@ class Call:
             mass = calls.check_targets(self.hard, self.classes, self.ignore_index, self.weight)
             if mass.bad_row >= 0:
                 raise arguments.bad_target(targets, mass.bad_row, self.classes)
-            self.count, self.total_weight = mass.count, mass.weight
+            self.count, self.total_weight = mass.rows, mass.weight
         self.losses = np.empty(self.rows, self.dtype) if reduction == "none" else None
 
     def divisors(self) -> tuple[float, float]:
@@ -92,7 +90,7 @@ class Call:
         weight, count = self.divisors()
         if not weight:
             return self.dtype(math.nan)
-        return self.dtype(nll / weight + (z / count if z else 0.0))
+        return arguments.scalar(nll / weight + (z / count if z else 0.0), self.dtype)
 
 
 def inverse(divisor: float) -> float:
@@ -106,7 +104,7 @@ def _flat(array: AnyArray | None) -> AnyArray | None:
 
 def _cross_entropy(
     call: Call, label_smoothing: float, z_loss: float, softcap: float | None,
-    grad_output: npt.ArrayLike | None, out: AnyArray | None,
+    upstream: arguments.Upstream = (1.0, None), out: AnyArray | None = None,
 ) -> Any:  # fmt: skip
     from fastce.cpu import calls
 
@@ -116,8 +114,10 @@ def _cross_entropy(
         arguments.z_loss(z_loss),
         arguments.softcap(softcap),
     )
-    scalar, per_row = arguments.upstream(grad_output, call.rows, call.reduction)
+    scalar, per_row = upstream
     weight, count = call.divisors()
+    if not weight:
+        count = 0.0  # nothing counts, so that z-loss has no gradient either
     totals = calls.cross_entropy(
         call.axis, call.logits, call.hard, call.soft, call.weight, options,
         upstream=per_row, nll_scale=scalar * inverse(weight), z_scale=scalar * inverse(count),
@@ -295,7 +295,7 @@ def cross_entropy(
     4.2484e-18
     """
     call = Call("logits", logits, targets, axis, weight, ignore_index, reduction, normalizer)
-    return _cross_entropy(call, label_smoothing, z_loss, softcap, None, None)
+    return _cross_entropy(call, label_smoothing, z_loss, softcap)
 
 
 def cross_entropy_and_grad(
@@ -411,8 +411,11 @@ def cross_entropy_and_grad(
     4.2484e-18, -4.2484e-18
     """
     call = Call("logits", logits, targets, axis, weight, ignore_index, reduction, normalizer)
-    grad = arguments.output(out, call.logits, targets=call.labels, weight=call.weight)
-    return _cross_entropy(call, label_smoothing, z_loss, softcap, grad_output, grad), grad
+    upstream = arguments.upstream(grad_output, call.rows, reduction)
+    grad = arguments.output(
+        out, call.logits, targets=call.labels, weight=call.weight, grad_output=upstream[1]
+    )
+    return _cross_entropy(call, label_smoothing, z_loss, softcap, upstream, grad), grad
 
 
 def cross_entropy_stats(

@@ -190,6 +190,19 @@ def test_the_largest_logits(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape, axis", [((3, 40), -1), ((3, 700), -1), ((3, 7), -1), ((40, 3), 0)])
+def test_rows_of_nothing_but_huge_numbers(dtype, shape, axis):
+    classes = shape[axis]
+    for value in (1e5, 1e30, float(np.finfo(dtype).max)):
+        for logit in (value, -value):
+            logits = np.full(shape, logit, dtype)
+            loss, grad = fastce.cross_entropy_and_grad(logits, [0, 1, 2], axis=axis)
+            np.testing.assert_allclose(loss, np.log(classes), rtol=1e-6)
+            want = (1 / classes - np.eye(3, classes)) / 3
+            np.testing.assert_allclose(np.moveaxis(grad, axis, -1), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_denormal_probabilities_are_kept(dtype):
     gap = 95.0 if dtype.itemsize == 4 else 730.0
     logits = np.array([[0, -gap]], dtype)

@@ -21,7 +21,7 @@ def test_examples(tmp_path, monkeypatch):
     assert doctest.DocTestRunner().run(test).failed == 0
 
 
-COMMANDS = re.findall(r"(?:python -m fastce|^    fastce) (.*?)(?: #.*)?$", TEXT, re.MULTILINE)
+COMMANDS = re.findall(r"(?:python -m fastce|^    fastce) ([^`#\n]+)", TEXT, re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -60,6 +60,18 @@ def test_number_of_threads(problem):
     assert_same(results[0], results[2])
 
 
+@pytest.mark.parametrize("shape", [(50_001, 3), (67, 4097)])
+def test_number_of_threads_and_the_order_of_the_sum(shape):
+    """float64, where no final rounding hides a different order of additions."""
+    logits, targets = draw(shape, np.float64), draw_targets(shape[:1], shape[1])
+    losses = set()
+    for threads in (1, 2, 3, 7):
+        with fastce.num_threads(threads):
+            for reduction in ("sum", "mean"):
+                losses.add((reduction, fastce.cross_entropy(logits, targets, reduction=reduction)))
+    assert len(losses) == 2
+
+
 def test_run_to_run(problem):
     with fastce.num_threads(2):
         first = everything(*problem)

@@ -47,7 +47,7 @@ class Stored:
         window = np.memmap(
             self.file,
             dtype=self.dtype,
-            mode="r",
+            mode="c",  # writable, though nobody writes: for read-only arrays kernels compile anew
             offset=self.offset + start * self.dtype.itemsize,
             shape=(stop - start,),
         )

@@ -38,7 +38,8 @@ def _loss_and_gradient(z, t, w, positive):
     farther = e * nearer  # sigmoid(-|z|)
     up = where(z < 0.0, farther, nearer)
     down = where(z < 0.0, nearer, farther)
-    return w * (loss_yes + loss_no), w * (no * up - yes * down)
+    loss = where(w == 0.0, 0.0, w * (loss_yes + loss_no))
+    return loss, where(w == 0.0, 0.0, w * (no * up - yes * down))
 
 
 @kernel
@@ -51,7 +52,7 @@ def binary_cross_entropy(
 
     `losses` and `upstream` are contiguous, in row order.
     """
-    outer, inner, count = shape
+    _, inner, count = shape
     logits = address(logits_base)
     out = address(out_base)
     positive = address(positive_base)
@@ -86,7 +87,9 @@ def binary_cross_entropy(
             w = wide + 1.0
             p = wide + 1.0
             if weight_base is not None:
-                w = load(weight, weight_offset + j * distance(weight, weight_step), weight_step, wide)
+                w = load(
+                    weight, weight_offset + j * distance(weight, weight_step), weight_step, wide
+                )
             if positive_base is not None:
                 p = load(
                     positive, positive_offset + j * distance(positive, positive_step),
@@ -95,12 +98,19 @@ def binary_cross_entropy(
             loss, g = _loss_and_gradient(z, t, w, p)
             lane_sums = lane_sums + loss
             if losses is not None:
-                store(losses, (row * count + j) * distance(losses, None), None, convert(loss, zeros(losses)))
+                store(
+                    losses,
+                    (row * count + j) * distance(losses, None),
+                    None,
+                    convert(loss, zeros(losses)),
+                )
             if out_base is not None:
                 g = g * scale
                 if upstream is not None:
                     g = g * load(upstream, (row * count + j) * 8, None, wide)
-                store(out, out_offset + j * distance(out, out_step), out_step, convert(g, zeros(out)))
+                store(
+                    out, out_offset + j * distance(out, out_step), out_step, convert(g, zeros(out))
+                )
         rest = 0.0
         for j in range(whole, stop):
             z = load_number(logits, offset + j * distance(logits, step))

@@ -35,7 +35,7 @@ class Options(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """weight * max(curved * p (1 - p) + straight * p, floor); |p - y| at the target if asked for."""
+    """max(curved * p (1 - p) + straight * p, floor) of each class; |p - y| at the target if asked."""
 
     curved: float = 0.0
     straight: float = 0.0
@@ -47,7 +47,7 @@ class Mass(NamedTuple):
     """What hard targets amount to: the first row with a bad one or -1, rows that count, weight."""
 
     bad_row: int
-    count: int
+    rows: int
     weight: float
 
 
@@ -182,7 +182,8 @@ def hessian_vector_product(
         chunk, parts = _chunks(block)
         z_place, v_place, out_place = map(block.kernel_arguments, block.places)
         args = (
-            block.shape, *z_place, *v_place, _part(upstream, block), scale, *out_place, parts, chunk,
+            block.shape, *z_place, *v_place, _part(upstream, block), scale, *out_place,
+            parts, chunk,
         )  # fmt: skip
         kernel = (
             curvature.hessian_vector_columns if block.columns else curvature.hessian_vector_rows

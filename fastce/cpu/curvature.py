@@ -80,7 +80,7 @@ def gradient_hessian_rows(
             if at_target:
                 store_number(
                     hess, hess_offset + y * hess_each,
-                    -w * rows.target_gradient(m, rest, z_y, 1.0, 1.0),
+                    0.0 - w * rows.target_gradient(m, rest, z_y, 1.0, 1.0),
                 )  # fmt: skip
             rows.write_gradient(
                 logits, offset, classes, step, None, m, rest, w,
@@ -93,8 +93,8 @@ def gradient_hessian_rows(
 @kernel
 def gradient_hessian_columns(
     shape, logits_base, strides, advance, step, targets, weight, curved, straight, floor, at_target,
-    grad_base, grad_strides, grad_advance, grad_step, hess_base, hess_strides, hess_advance, hess_step,
-    parts, chunk, counter,
+    grad_base, grad_strides, grad_advance, grad_step,
+    hess_base, hess_strides, hess_advance, hess_step, parts, chunk, counter,
 ):  # fmt: skip
     """`gradient_hessian_rows` with lanes across rows."""
     outer, inner, classes = shape
@@ -147,7 +147,7 @@ def gradient_hessian_columns(
                 if at_target:
                     place = hess_offset + y * hess_advance
                     place += lane * rows.distance(hess, hess_step)
-                    store_number(hess, place, -scratch[0, lane])
+                    store_number(hess, place, 0.0 - scratch[0, lane])
 
 
 @kernel
@@ -155,7 +155,7 @@ def hessian_vector_rows(
     shape, logits_base, strides, step, v_base, v_strides, v_step, upstream, scale,
     out_base, out_strides, out_step, parts, chunk, counter,
 ):  # fmt: skip
-    """p * (v - sum p v), with v taken relative to its value at the maximum so that nothing cancels."""
+    """p * (v - sum p v), v taken relative to its value at the maximum so that nothing cancels."""
     outer, inner, classes = shape
     logits = address(logits_base)
     out = address(out_base)
@@ -175,9 +175,7 @@ def hessian_vector_rows(
             v_offset = start_of(i, inner, v_strides)
             out_offset = start_of(i, inner, out_strides)
             m, rest = rows.statistics(logits, offset, classes, step, None)
-            top = min(
-                rows.first_maximum(logits, offset, 0, classes, step, None, m), classes - 1
-            )
+            top = min(rows.first_maximum(logits, offset, 0, classes, step, None, m), classes - 1)
             v_top = load_number(v, v_offset + top * v_each)
             shift = rows.reference(m)[0]
             bias, cut, factor = rows.gradient_scale(m, rest, 1.0, zero)
@@ -202,8 +200,8 @@ def hessian_vector_rows(
 
 @kernel
 def hessian_vector_columns(
-    shape, logits_base, strides, advance, step, v_base, v_strides, v_advance, v_step, upstream, scale,
-    out_base, out_strides, out_advance, out_step, parts, chunk, counter,
+    shape, logits_base, strides, advance, step, v_base, v_strides, v_advance, v_step,
+    upstream, scale, out_base, out_strides, out_advance, out_step, parts, chunk, counter,
 ):  # fmt: skip
     """`hessian_vector_rows` with lanes across rows."""
     outer, inner, classes = shape

@@ -1,4 +1,4 @@
-"""exp, log1p and tanh of numbers or vectors, branch-free, to within about one unit in the last place.
+"""exp, log1p and tanh of numbers or vectors, branch-free, to about one unit in the last place.
 
 `exp` comes with its power of two apart: the exponent of the result is chosen by the caller, so that
 sums relative to any reference neither overflow nor vanish.
@@ -64,16 +64,17 @@ def log1p(x):
 
 @device
 def capped(z, softcap):
-    """softcap * tanh(z / softcap) and its derivative; -inf stays -inf; None: z and 1."""
+    """softcap * tanh(z / softcap) and its derivative; -inf stays itself, as None leaves all z."""
     if softcap is None:
-        return z, 1.0
+        return z, splat(1.0, z)
     x = convert(z, 0.0) / softcap
     y = -2.0 * maximum(x, -1.0 * x)
     bias, floor = exp_scale(0.0, x)
     e = exp_scaled(y, bias, floor)
-    # exp(y) - 1 without cancellation: the polynomial less its leading one where no 2**k is split off
+    # exp(y) - 1 without cancellation: the polynomial less its leading one where k = 0
     e_minus_1 = where(y > -0.34, y * polynomial("EXPM1", y), e - 1.0)
     t = where(x > 0.0, -1.0, 1.0) * e_minus_1 / (2.0 + e_minus_1)
     slope = 4.0 * e / ((1.0 + e) * (1.0 + e))
-    value = where(x == -np.inf, -np.inf, softcap * t)
-    return convert(value, z), convert(slope, z)
+    masked = x == -np.inf
+    value = where(masked, -np.inf, softcap * t)
+    return convert(value, z), convert(where(masked, 1.0, slope), z)

@@ -129,7 +129,7 @@ class _SourceCache(_Cache):  # type: ignore[misc]
             with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
                 temporary = file.name
                 file.write(hashlib.sha256(payload).digest() + payload)
-            os.replace(temporary, path)
+            Path(temporary).replace(path)
         except OSError:  # a read-only or full disk only costs compile time
             if temporary is not None:
                 Path(temporary).unlink(missing_ok=True)

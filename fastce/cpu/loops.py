@@ -15,13 +15,10 @@ from fastce.cpu.vector import (
     address,
     claim,
     convert,
-    extract,
-    item_size,
     lane_numbers,
     lanes,
     load,
     load_number,
-    splat,
     store,
     store_number,
     total,
@@ -67,11 +64,27 @@ def tile_start(tile, tiles, inner, width):
 
 @device
 def _capped_number(z, softcap, like):
-    """Cap one logit, rounded as the vectors are, and the derivative of that."""
-    if softcap is None:
-        return z, 1.0
+    """Cap logits held in float64, rounded as the vectors like `like` are, and its derivative."""
     value, slope = capped(z, softcap)
-    return np.float64(convert(value, like)), slope
+    return convert(convert(value, like), 0.0), slope
+
+
+@device
+def _first_nan(base, offset, classes, advance):
+    """The first class whose logit is NaN, or -1."""
+    for j in range(classes):
+        if np.isnan(load_number(base, offset + j * advance)):
+            return j
+    return -1
+
+
+@device
+def _predicted(base, offset, classes, advance, rest, first):
+    """The first maximum, or the first NaN if there is one, as `numpy.argmax` has it."""
+    if rest == rest:
+        return first
+    nan = _first_nan(base, offset, classes, advance)
+    return nan if nan >= 0 else first
 
 
 @kernel
@@ -107,7 +120,7 @@ def cross_entropy_rows(
     upstream, nll_scale, z_scale, losses, lses, entropies, predicted,
     out_base, out_strides, out_step, sums, chunk, counter,
 ):  # fmt: skip
-    """Loss and gradient of rows with at least a vector of classes; see `_arguments` for the names."""
+    """Loss and gradient of rows with at least a vector of classes."""
     outer, inner, classes = shape
     logits = address(logits_base)
     soft = address(soft_base)
@@ -166,12 +179,9 @@ def cross_entropy_rows(
                 losses[i] = nll + penalty
             if lses is not None:
                 lses[i] = lse
-                entropies[i] = rows.entropy(
-                    logits, offset, classes, step, softcap, m, rest
-                )
-                predicted[i] = rows.first_maximum(
-                    logits, offset, 0, classes, step, softcap, m
-                )
+                entropies[i] = rows.entropy(logits, offset, classes, step, softcap, m, rest)
+                first = rows.first_maximum(logits, offset, 0, classes, step, softcap, m)
+                predicted[i] = _predicted(logits, offset, classes, each, rest, first)
             if out_base is not None:
                 g = 1.0 if upstream is None else upstream[i]
                 scale = g * nll_scale
@@ -193,9 +203,7 @@ def cross_entropy_rows(
                     spread_weight, scale * keep, scale * spread,
                 )  # fmt: skip
                 if special >= 0:
-                    store_number(
-                        out, out_offset + special * rows.distance(out, out_step), value
-                    )
+                    store_number(out, out_offset + special * rows.distance(out, out_step), value)
         sums[part, 0] = nll_sum
         sums[part, 1] = z_sum
 
@@ -241,12 +249,13 @@ def _hand_out(scratch, result, done, values, skip):
 
 @kernel
 def cross_entropy_columns(
-    shape, logits_base, strides, advance, step, targets, soft_base, soft_strides, soft_advance, soft_step,
+    shape, logits_base, strides, advance, step,
+    targets, soft_base, soft_strides, soft_advance, soft_step,
     weight, spread_weight_base, ignore_index, keep, spread, z_loss, softcap,
     upstream, nll_scale, z_scale, losses, lses, entropies, predicted,
     out_base, out_strides, out_advance, out_step, sums, chunk, counter,
 ):  # fmt: skip
-    """Loss and gradient with lanes across rows: few classes, or a class axis that is not the last."""
+    """Loss and gradient with lanes across rows: few classes, or a class axis other than the last."""
     outer, inner, classes = shape
     logits = address(logits_base)
     soft = address(soft_base)
@@ -273,9 +282,7 @@ def cross_entropy_columns(
                 soft_offset = start_of(i, inner, soft_strides)
             if out_base is not None:
                 out_offset = start_of(i, inner, out_strides)
-            m, rest, first = columns.statistics(
-                logits, offset, classes, advance, step, softcap
-            )
+            m, rest, first = columns.statistics(logits, offset, classes, advance, step, softcap)
             store(scratch, SPECIAL * row_bytes, None, convert(first, 0.0))
             for lane in range(width):
                 row = i + lane * across
@@ -330,7 +337,15 @@ def cross_entropy_columns(
                 entropy = log1p(rest) + columns.entropy_gap(
                     logits, offset, classes, advance, step, softcap, m, rest
                 )
-                maxima = convert(first, 0.0)
+                store(scratch, LABEL * row_bytes, None, rest)
+                store(scratch, TARGET * row_bytes, None, convert(first, 0.0))
+                for lane in range(width):
+                    place = offset + lane * rows.distance(logits, step)
+                    scratch[RESULT, lane] = _predicted(
+                        logits, place, classes, advance,
+                        scratch[LABEL, lane], int(scratch[TARGET, lane]),
+                    )  # fmt: skip
+                maxima = load(scratch, RESULT * row_bytes, None, wide)
                 _hand_out(scratch, lses, done, where(valid, lse, 0.0), skip)
                 _hand_out(scratch, entropies, done, where(valid, entropy, 0.0), skip)
                 _hand_out(scratch, predicted, done, where(valid, maxima, -1.0), skip)
@@ -357,7 +372,8 @@ def cross_entropy_columns(
 
 @kernel
 def softmax_rows(
-    shape, logits_base, strides, step, out_base, out_strides, out_step, logarithm, parts, chunk, counter
+    shape, logits_base, strides, step, out_base, out_strides, out_step, logarithm,
+    parts, chunk, counter,
 ):  # fmt: skip
     """softmax, or its logarithm where `logarithm` is not None."""
     outer, inner, classes = shape
@@ -394,7 +410,7 @@ def softmax_columns(
     zero = zeros(logits)
     wide = convert(zero, 0.0)
     width = lanes(zero)
-    across, tiles = tiling(inner, width)
+    _, tiles = tiling(inner, width)
     while True:
         part = claim(counter)
         if part >= parts:
@@ -436,10 +452,8 @@ def logsumexp_rows(shape, x_base, strides, step, result, parts, chunk, counter):
 def _logsumexp(x, offset, classes, advance, m, rest):
     if rest == rest:
         return m + log1p(rest)
-    for j in range(classes):  # rare: an infinite maximum, which stands unless there is NaN
-        if np.isnan(load_number(x, offset + j * advance)):
-            return np.nan
-    return m
+    # Rare: an infinite maximum, which stands unless there is NaN.
+    return m if _first_nan(x, offset, classes, advance) < 0 else np.nan
 
 
 @kernel

@@ -7,12 +7,12 @@ A row z with its maximum m is known by two numbers, m and
 from which   logsumexp = m + log1p(rest)   and   p_j = exp(z_j - m) / (1 + rest).
 Every term is non-negative, so nothing cancels: a loss of 1e-30 keeps its digits.
 
-Exponentials are taken as exp(z - shift) / 2**power.  For |m| <= 1024 the shift is 0, so that z enters
-the reduction unrounded; beyond, it is a maximum near m, from which the subtraction is exact for every
-z that matters.  The power keeps the sums of order one; being a power of two it costs no accuracy.
+Exponentials are taken as exp(z - shift) / 2**power.  For |m| <= 1024 the shift is 0, so that z
+enters the reduction unrounded; beyond, it is m, from which the subtraction is exact for every z
+that matters.  The power keeps the sums of order one; being a power of two it costs no accuracy.
 
-Sums run over a fixed number of lanes in blocks of a fixed length and are carried from block to block
-in float64, so that every bit is the same whatever the threads, the batch or the processor.
+Sums run over a fixed number of lanes in blocks of a fixed length and are carried from block to
+block in float64, so that every bit is the same whatever the threads, the batch or the processor.
 
 A row lies in memory `offset` bytes from a base (see `vector`), `step` bytes from class to class
 (None: side by side), and has at least as many classes as a vector has lanes.
@@ -33,12 +33,10 @@ from fastce.cpu.vector import (
     lanes,
     largest,
     load,
-    load_number,
     maximum,
     prefetch,
     splat,
     store,
-    store_number,
     total,
     where,
     zeros,
@@ -224,9 +222,7 @@ def weighted_gap(u, m, z):
 
 
 @device
-def gaps(
-    base, offset, count, step, softcap, m, soft, soft_offset, soft_step, weight, keep, spread
-):
+def gaps(base, offset, count, step, softcap, m, soft, soft_offset, soft_step, weight, keep, spread):
     """Sums of u_j * (m - z_j) and of u_j, u being the `labels` of a row."""
     zero = zeros(base)
     width = lanes(zero)
@@ -292,8 +288,8 @@ def target_gradient(m, rest, z_y, a, b):
 def gradient_scale(m, rest, a, like):
     """What turns exp(z_j) into a p_j: the rounding constant, the cut-off, the factor.
 
-    The exponentials are lifted and the factor lowered by as much, so that a p_j underflows gradually
-    and once, unless the factor itself would underflow.
+    The exponentials are lifted and the factor lowered by as much, so that a p_j underflows
+    gradually and once, unless the factor itself would underflow.
     """
     factor = a / (scaled_maximum(m, like) * (1.0 + rest))
     lowered = factor / constant("LIFTED", like)

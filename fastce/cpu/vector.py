@@ -4,9 +4,9 @@ A vector holds a fixed number of lanes whatever the processor, so that the order
 with it every bit of a result, is the program's choice.  LLVM splits a vector into as many registers
 as the processor needs.  Floating-point operations are strict IEEE (no fast-math): NaN arrives.
 
-Rows are read and written through a *base*, a pointer to (or array that starts with) the first number.
-Positions are byte offsets from there, so that any strides will do.  16-bit floats travel as their
-bits: a base of uint16 holds float16, a base of int16 holds bfloat16.
+Rows are read and written through a *base*, a pointer to (or array that starts with) the first
+number.  Positions are byte offsets from there, so that any strides will do.  16-bit floats travel
+as their bits: a base of uint16 holds float16, a base of int16 holds bfloat16.
 """
 
 import operator
@@ -19,10 +19,10 @@ from numba.core.registry import cpu_target
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-# Four AVX2 registers, two of AVX-512, eight of NEON or SSE.  Wider than one register on purpose: LLVM
-# lays out a vector operation register by register, so that the long dependency chain of exp runs in
-# as many interleaved copies; a single chain leaves the multipliers waiting (Zen 3: 8.4 cycles for
-# eight float32 with 512 bits, 5.5 with 1024, where 5 is the limit of the ports).
+# Four AVX2 registers, two of AVX-512, eight of NEON or SSE.  Wider than one register on purpose:
+# LLVM lays out a vector operation register by register, so that the long dependency chain of exp
+# runs in as many interleaved copies; with fewer the multipliers wait (llvm-mca for Zen 3: 8.4
+# cycles for eight float32 with 512 bits, 5.5 with 1024, where 5 is the limit of the ports).
 BITS = 1024
 
 
@@ -163,11 +163,11 @@ _binary(operator.ne, lambda b, x, y: b.fcmp_unordered("!=", x, y), True)
 
 
 @intrinsic
-def fma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
+def fma(typingctx, a, b, c):
     """a * b + c, rounded once where the processor can; numbers spread to the lanes of a vector."""
     ty = next((t for t in (a, b, c) if isinstance(t, VectorType)), types.float64)
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         values = [_coerce(context, builder, v, t, ty) for v, t in zip(args, sig.args, strict=True)]
         llvm = _llvm(ty)
         return _call(builder, f"llvm.fmuladd.{_suffix(llvm)}", llvm, *values)
@@ -176,7 +176,7 @@ def fma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def where(typingctx, condition, yes, no):  # type: ignore[no-untyped-def]
+def where(typingctx, condition, yes, no):
     """Choose lane by lane; with a plain boolean, choose one of two numbers without a branch."""
     ty = next((t for t in (yes, no) if isinstance(t, VectorType)), None)
     if ty is None:
@@ -184,10 +184,9 @@ def where(typingctx, condition, yes, no):  # type: ignore[no-untyped-def]
         if isinstance(condition, VectorType):
             ty = VectorType(ty, condition.lanes)
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         chosen = [
-            _coerce(context, builder, v, t, ty)
-            for v, t in zip(args[1:], sig.args[1:], strict=True)
+            _coerce(context, builder, v, t, ty) for v, t in zip(args[1:], sig.args[1:], strict=True)
         ]
         return builder.select(args[0], *chosen)
 
@@ -195,16 +194,16 @@ def where(typingctx, condition, yes, no):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def both(typingctx, a, b):  # type: ignore[no-untyped-def]
+def both(typingctx, a, b):
     """Lane-wise and of two conditions."""
     return a(a, b), lambda context, builder, sig, args: builder.and_(*args)
 
 
 @intrinsic
-def any_lane(typingctx, condition):  # type: ignore[no-untyped-def]
+def any_lane(typingctx, condition):
     """Whether the condition holds in one lane at least."""
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         word = ir.IntType(condition.lanes)
         bits = builder.bitcast(args[0], word)
         return builder.icmp_unsigned("!=", bits, ir.Constant(word, 0))
@@ -213,10 +212,10 @@ def any_lane(typingctx, condition):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def first_lane(typingctx, condition):  # type: ignore[no-untyped-def]
+def first_lane(typingctx, condition):
     """Number of the first lane where the condition holds; the number of lanes if nowhere."""
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         word = ir.IntType(condition.lanes)
         bits = builder.bitcast(args[0], word)
         count = _call(builder, f"llvm.cttz.i{condition.lanes}", word, bits, _I1(0))
@@ -229,51 +228,51 @@ def first_lane(typingctx, condition):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def splat(typingctx, value, like):  # type: ignore[no-untyped-def]
+def splat(typingctx, value, like):
     """`value` in every lane of a vector (or a scalar) shaped and typed like `like`."""
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         return _coerce(context, builder, args[0], value, like)
 
     return like(value, like), codegen
 
 
 @intrinsic
-def lanes(typingctx, like):  # type: ignore[no-untyped-def]
+def lanes(typingctx, like):
     """How many lanes a vector has, a constant of the compiled code."""
     count = like.lanes
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         return _I64(count)
 
     return types.int64(like), codegen
 
 
 @intrinsic
-def lane_numbers(typingctx, like):  # type: ignore[no-untyped-def]
+def lane_numbers(typingctx, like):
     """0, 1, 2, ... in the lanes."""
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         return ir.Constant(_llvm(like), [float(i) for i in range(like.lanes)])
 
     return like(like), codegen
 
 
 @intrinsic
-def extract(typingctx, vector, lane):  # type: ignore[no-untyped-def]
+def extract(typingctx, vector, lane):
     """The number in one lane."""
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         return builder.extract_element(*args)
 
     return vector.element(vector, lane), codegen
 
 
 @intrinsic
-def insert(typingctx, vector, lane, value):  # type: ignore[no-untyped-def]
+def insert(typingctx, vector, lane, value):
     """The vector with another number in one lane."""
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         number = _coerce(context, builder, args[2], value, vector.element)
         return builder.insert_element(args[0], number, args[1])
 
@@ -295,7 +294,7 @@ def _halves(builder: Any, vector: Any) -> tuple[Any, Any]:
 def _fold(combine: Any) -> Any:
     """Reduce a vector by halves, in an order that is the same everywhere."""
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         vector = args[0]
         while vector.type.count > 1:
             vector = combine(builder, *_halves(builder, vector))
@@ -310,29 +309,29 @@ def _larger(builder: Any, x: Any, y: Any) -> Any:
 
 
 @intrinsic
-def total(typingctx, vector):  # type: ignore[no-untyped-def]
+def total(typingctx, vector):
     """Sum of the lanes."""
     return vector.element(vector), _fold(lambda builder, x, y: builder.fadd(x, y))
 
 
 @intrinsic
-def largest(typingctx, vector):  # type: ignore[no-untyped-def]
+def largest(typingctx, vector):
     """Largest of the lanes, none of which may be NaN."""
     return vector.element(vector), _fold(_larger)
 
 
 @intrinsic
-def maximum(typingctx, x, y):  # type: ignore[no-untyped-def]
+def maximum(typingctx, x, y):
     """Lane-wise maximum; y where x is NaN."""
     return y(x, y), lambda context, builder, sig, args: _larger(builder, *args)
 
 
 @intrinsic
-def convert(typingctx, value, like):  # type: ignore[no-untyped-def]
+def convert(typingctx, value, like):
     """The same numbers with the elements of `like`: widened, rounded or as they are."""
     source, target = _element(value), _element(like)
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         return _resize(builder, args[0], source, target)
 
     return _like(value, target)(value, like), codegen
@@ -342,21 +341,21 @@ def convert(typingctx, value, like):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def constant(typingctx, name, like):  # type: ignore[no-untyped-def]
+def constant(typingctx, name, like):
     """The constant called `name` for the element type of `like`, from CONSTANTS."""
     if not isinstance(name, types.StringLiteral):
         return None  # numba tries again with the literal
     value = CONSTANTS[_element(like)][name.literal_value]
     ty = _element(like)
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         return ir.Constant(_llvm(ty), value)
 
     return ty(name, like), codegen
 
 
 @intrinsic
-def polynomial(typingctx, name, x):  # type: ignore[no-untyped-def]
+def polynomial(typingctx, name, x):
     """Value at x of the polynomial called `name`, lowest coefficient first.
 
     Horner's rule in x**2 over pairs of terms: as many multiplications as in x and one more, but a
@@ -366,10 +365,10 @@ def polynomial(typingctx, name, x):  # type: ignore[no-untyped-def]
         return None  # numba tries again with the literal
     coefficients = CONSTANTS[_element(x)][name.literal_value]
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         llvm = _llvm(x)
 
-        def multiply_add(a, b, c):  # type: ignore[no-untyped-def]
+        def multiply_add(a, b, c):
             return _call(builder, f"llvm.fmuladd.{_suffix(llvm)}", llvm, a, b, c)
 
         pairs = []
@@ -389,11 +388,11 @@ def polynomial(typingctx, name, x):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def less_ln2(typingctx, x, k):  # type: ignore[no-untyped-def]
+def less_ln2(typingctx, x, k):
     """x - k ln 2, with ln 2 in the parts that CONSTANTS gives."""
     parts = CONSTANTS[_element(x)]["LN2_PARTS"]
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         value, llvm = args[0], _llvm(x)
         for part in parts:
             name = f"llvm.fmuladd.{_suffix(llvm)}"
@@ -404,10 +403,10 @@ def less_ln2(typingctx, x, k):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def power_of_two(typingctx, rounded):  # type: ignore[no-untyped-def]
+def power_of_two(typingctx, rounded):
     """2**k, where adding ROUND and the exponent bias has left k's biased form in the low bits."""
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         words = _bits_type(rounded)
         mantissa = 52 if _element(rounded) == types.float64 else 23
         bits = builder.shl(builder.bitcast(args[0], words), _constant(mantissa, words))
@@ -417,10 +416,10 @@ def power_of_two(typingctx, rounded):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def exponent(typingctx, x):  # type: ignore[no-untyped-def]
-    """The k, as a float64, that brings x * 2**-k into [sqrt(1/2), sqrt(2)); x float64, at least 1."""
+def exponent(typingctx, x):
+    """The k, as a float64, with x * 2**-k in [sqrt(1/2), sqrt(2)); x is float64 and at least 1."""
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         words = _bits_type(x)
         root = int(np.float64(np.sqrt(0.5)).view(np.int64))
         k = builder.sub(builder.bitcast(args[0], words), _constant(root, words))
@@ -436,7 +435,7 @@ def exponent(typingctx, x):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def address(typingctx, base):  # type: ignore[no-untyped-def]
+def address(typingctx, base):
     """The base as a bare pointer; None stays None.
 
     Kernels turn their bases into pointers first: an array handed from function to function has its
@@ -446,7 +445,7 @@ def address(typingctx, base):  # type: ignore[no-untyped-def]
         return types.none(base), lambda context, builder, sig, args: context.get_dummy_value()
     pointer = types.CPointer(base.dtype)
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         return context.make_array(base)(context, builder, args[0]).data
 
     return pointer(base), codegen
@@ -531,29 +530,29 @@ def _vector_of(storage: types.Type) -> VectorType:
 
 
 @intrinsic
-def zeros(typingctx, base):  # type: ignore[no-untyped-def]
+def zeros(typingctx, base):
     """The vector of zeros that fits what is loaded from `base`."""
     ty = _vector_of(base.dtype)
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         return _constant(0.0, _llvm(ty))
 
     return ty(base), codegen
 
 
 @intrinsic
-def item_size(typingctx, base):  # type: ignore[no-untyped-def]
+def item_size(typingctx, base):
     """Bytes of one stored number, a constant of the compiled code."""
     size = _storage_size(base.dtype)
     return types.int64(base), lambda context, builder, sig, args: _I64(size)
 
 
 @intrinsic
-def load(typingctx, base, offset, step, like):  # type: ignore[no-untyped-def]
-    """A vector like `like` of the numbers from `offset`, `step` bytes apart (None: side by side)."""
+def load(typingctx, base, offset, step, like):
+    """A vector like `like` of the numbers from `offset`, `step` bytes apart (None: adjacent)."""
     storage = base.dtype
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         item = _storage_type(storage)
         start = _pointer(context, builder, base, args[0], args[1])
         if step is types.none:
@@ -572,11 +571,11 @@ def load(typingctx, base, offset, step, like):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def prefetch(typingctx, base, offset, step, like):  # type: ignore[no-untyped-def]
+def prefetch(typingctx, base, offset, step, like):
     """Ask for the memory of a vector that will be loaded soon, which need not exist."""
     size = _storage_size(base.dtype) * like.lanes
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         if step is types.none:
             start = _pointer(context, builder, base, args[0], args[1])
             hints = (_I32(0), _I32(3), _I32(1))  # to read, into the nearest cache, as data
@@ -589,11 +588,11 @@ def prefetch(typingctx, base, offset, step, like):  # type: ignore[no-untyped-de
 
 
 @intrinsic
-def store(typingctx, base, offset, step, value):  # type: ignore[no-untyped-def]
+def store(typingctx, base, offset, step, value):
     """Write a vector of numbers at `offset`, `step` bytes apart (None: side by side)."""
     storage = base.dtype
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         start = _pointer(context, builder, base, args[0], args[1])
         raw = _encode(builder, args[3], storage)
         if step is types.none:
@@ -609,11 +608,11 @@ def store(typingctx, base, offset, step, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def load_number(typingctx, base, offset):  # type: ignore[no-untyped-def]
+def load_number(typingctx, base, offset):
     """The one number at `offset`, as float64."""
     storage = base.dtype
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         pointer = _pointer(context, builder, base, args[0], args[1])
         raw = builder.load(pointer, typ=_storage_type(storage), align=1)
         number = _decode(builder, raw, storage)
@@ -623,11 +622,11 @@ def load_number(typingctx, base, offset):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def store_number(typingctx, base, offset, value):  # type: ignore[no-untyped-def]
+def store_number(typingctx, base, offset, value):
     """Write one number at `offset`."""
     storage = base.dtype
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         number = _coerce(context, builder, args[2], value, _COMPUTE[storage])
         pointer = _pointer(context, builder, base, args[0], args[1])
         _write(builder, _encode(builder, number, storage), pointer)
@@ -637,10 +636,10 @@ def store_number(typingctx, base, offset, value):  # type: ignore[no-untyped-def
 
 
 @intrinsic
-def claim(typingctx, counter):  # type: ignore[no-untyped-def]
+def claim(typingctx, counter):
     """Take the next number of a counter that several threads share."""
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         pointer = context.make_array(counter)(context, builder, args[0]).data
         return builder.atomic_rmw("add", pointer, _I64(1), "monotonic")
 
@@ -664,12 +663,12 @@ _EXP_FLOAT64 = (
     2.298131157187549447e-8,
 )
 
-# ROUND: adding it leaves the nearest integer in the low bits of the mantissa; BIAS: of the exponent.
+# ROUND: adding it leaves the nearest integer in the low bits.  BIAS: of the exponent.
 # LIFT: the power that leaves room above for sums and below for the smallest terms; LIFTED: two to
 # it.  TINY: the smallest normal number.
-# LN2_PARTS: a first part so short that k times it is exact for |k| < 2**11, and the rest.  In float32
-# with fused multiply-adds one part will do, an instruction less: its rounding error acts as if every
-# logit were larger by a factor 1 + 2.7e-9, and LN2_EXCESS lets the maximum share it.
+# LN2_PARTS: a first part so short that k times it is exact for |k| < 2**11, and the rest.  In
+# float32 with fused multiply-adds one part will do, an instruction less: its rounding error acts
+# as if every logit were larger by a factor 1 + 2.7e-9, and LN2_EXCESS lets the maximum share it.
 # EXP: minimax polynomials of exp on [-ln2/2, ln2/2] (Remez; error 2.6e-9 in float32, 1.8e-17 in
 # float64), whose first two coefficients are exactly one.  EXPM1: of (exp(x) - 1) / x there.
 # ATANH: of (atanh(s) / s - 1) / s**2 in s**2 up to tan(pi / 8)**4 (4.6e-18).
