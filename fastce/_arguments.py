@@ -90,8 +90,10 @@ def targets(value: npt.ArrayLike, logits: AnyArray, axis: int, ignore_index: int
                 f"axis {axis}, got {array.shape}"
             )
         if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
-            first = int(np.argmax(array.ravel() > np.iinfo(np.int64).max))
-            raise bad_target(array, first, logits.shape[axis])
+            bad = array.ravel() >= logits.shape[axis]
+            if ignore_index >= 0:
+                bad &= array.ravel() != ignore_index
+            raise bad_target(array, int(np.argmax(bad)), logits.shape[axis])
         return Targets(np.ascontiguousarray(array, np.int64).reshape(-1), None)
     if not _is_float(array.dtype):
         raise TypeError(
@@ -283,7 +285,7 @@ def output(
         raise ValueError(f"out: expected shape {logits.shape}, that of {name}, got {out.shape}")
     if not out.flags.writeable:
         raise ValueError("out: expected a writable array, got a read-only one")
-    if any(stride == 0 and size > 1 for stride, size in zip(out.strides, out.shape, strict=True)):
+    if not _every_element_apart(out):
         raise ValueError(
             f"out: expected every element in a place of its own, got strides {out.strides} "
             f"for shape {out.shape}"
@@ -295,6 +297,17 @@ def output(
         if array is not None and _overlap(out, array):
             raise ValueError(f"out: expected memory apart from {other}, got an overlapping view")
     return out
+
+
+def _every_element_apart(array: AnyArray) -> bool:
+    """Whether each stride steps over what the smaller ones reach, as in any slice."""
+    reach = array.itemsize
+    for stride, size in sorted(zip(map(abs, array.strides), array.shape, strict=True)):
+        if size > 1:
+            if stride < reach:
+                return False
+            reach += stride * (size - 1)
+    return True
 
 
 def _same_memory(a: AnyArray, b: AnyArray) -> bool:

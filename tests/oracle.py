@@ -157,11 +157,12 @@ def cross_entropy(
     """Cross-entropy of softmax(logits), its gradient, and the scales of both."""
     z = _class_last(logits, axis)
     g, valid, share = _coefficients(targets, z.shape, axis, weight, ignore_index, label_smoothing)
-    slope, z_size = Exact(1), np.zeros(z.shape[:-1], Exact)
+    slope: Array = np.ones_like(z)
+    z_size = np.zeros(z.shape[:-1], Exact)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         if softcap is not None:
             cap = Exact(softcap)
-            slope = 1 / np.cosh(z / cap) ** 2
+            slope = np.where(z == -np.inf, Exact(1), 1 / np.cosh(z / cap) ** 2)  # passes as it is
             z = np.where(z == -np.inf, z, cap * np.tanh(z / cap))
             # tanh is rounded, so every finite capped logit carries an error of its own size
             z_size = np.where(np.isfinite(z), np.abs(z), 0).max(axis=-1, initial=0)

@@ -35,7 +35,7 @@ class Options(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """max(curved * p (1 - p) + straight * p, floor) of each class; |p - y| at the target if asked."""
+    """max(curved * p (1 - p) + straight * p, floor); |p - y| at the target if asked for."""
 
     curved: float = 0.0
     straight: float = 0.0
@@ -121,7 +121,10 @@ def logsumexp(axis: int, x: AnyArray, result: AnyArray) -> None:
 
 def _sum(sums: npt.NDArray[np.float64]) -> float:
     # A sum of one number, which small calls have, is ten times slower as a reduction.
-    return float(sums[0] if sums.size == 1 else sums.sum())
+    if sums.size == 1:
+        return float(sums[0])
+    with np.errstate(invalid="ignore", over="ignore"):
+        return float(sums.sum())
 
 
 def _chunks(block: Block) -> tuple[int, int]:

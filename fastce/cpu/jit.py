@@ -21,7 +21,16 @@ import numba
 import numpy as np
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
+
+if hasattr(os, "register_at_fork"):
+    # A child forked while another thread compiles would find the compiler locked for ever.
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )
 
 # No fast-math: the order of additions is the program's choice and NaN must reach the result.
 _FLAGS = {"nogil": True, "error_model": "numpy", "boundscheck": False, "fastmath": False}

@@ -103,8 +103,7 @@ def _contiguous(axis: int, arrays: tuple[AnyArray | None, ...]) -> Iterator[Bloc
         size = a.itemsize
         strides = (0 if outer == 1 else classes * inner * size, 0 if inner == 1 else row * size)
         places.append(Place(_base(a), strides, apart * size, size))
-    columns = classes < FEW_CLASSES or (apart > 1 and inner > 1)
-    yield Block((outer, inner, classes), 0, columns, tuple(places))
+    yield Block((outer, inner, classes), 0, _across_rows(first, axis), tuple(places))
 
 
 def _strided(axis: int, arrays: tuple[AnyArray | None, ...]) -> Iterator[Block]:
@@ -132,7 +131,7 @@ def _strided(axis: int, arrays: tuple[AnyArray | None, ...]) -> Iterator[Block]:
     zeros = (0,) * len(present)
     inner, inner_strides = merged[0] if merged else (1, zeros)
     outer, outer_strides = merged[1] if len(merged) > 1 else (1, zeros)
-    columns = _across_rows(present[0], classes, inner, inner_strides[0])
+    columns = _across_rows(np.moveaxis(present[0], -1, axis), axis)
     rows = outer * inner
     for number, index in enumerate(itertools.product(*map(range, shape[:leading]))):
         strides_of = iter(zip(outer_strides, inner_strides, strict=True))
@@ -145,11 +144,18 @@ def _strided(axis: int, arrays: tuple[AnyArray | None, ...]) -> Iterator[Block]:
         yield Block((outer, inner, classes), number * rows, columns, places)
 
 
-def _across_rows(array: AnyArray, classes: int, inner: int, inner_stride: int) -> bool:
-    if classes < FEW_CLASSES:
-        return True
-    stride = abs(array.strides[-1])
-    return stride != array.itemsize and inner > 1 and abs(inner_stride) < stride
+def _across_rows(array: AnyArray, axis: int) -> bool:
+    """Whether lanes should run across rows: few classes, or rows that lie closer than classes.
+
+    The numbers of rows must not matter, or a row's last bits would depend on its batch; hence the
+    look at the strides of the axes behind the class axis even if they have but one element.
+    """
+    apart = abs(array.strides[axis])
+    return array.shape[axis] < FEW_CLASSES or any(
+        (k > axis and 0 < abs(stride) <= apart) or (size > 1 and 0 < abs(stride) < apart)
+        for k, (stride, size) in enumerate(zip(array.strides, array.shape, strict=True))
+        if k != axis
+    )
 
 
 class _Writable:

@@ -79,6 +79,14 @@ def _first_nan(base, offset, classes, advance):
 
 
 @device
+def _logsumexp(x, offset, classes, advance, m, rest):
+    if rest == rest:
+        return m + log1p(rest)
+    # Rare: an infinite maximum, which stands unless there is NaN.
+    return m if _first_nan(x, offset, classes, advance) < 0 else np.nan
+
+
+@device
 def _predicted(base, offset, classes, advance, rest, first):
     """The first maximum, or the first NaN if there is one, as `numpy.argmax` has it."""
     if rest == rest:
@@ -178,7 +186,7 @@ def cross_entropy_rows(
             if losses is not None:
                 losses[i] = nll + penalty
             if lses is not None:
-                lses[i] = lse
+                lses[i] = _logsumexp(logits, offset, classes, each, m, rest)
                 entropies[i] = rows.entropy(logits, offset, classes, step, softcap, m, rest)
                 first = rows.first_maximum(logits, offset, 0, classes, step, softcap, m)
                 predicted[i] = _predicted(logits, offset, classes, each, rest, first)
@@ -255,7 +263,7 @@ def cross_entropy_columns(
     upstream, nll_scale, z_scale, losses, lses, entropies, predicted,
     out_base, out_strides, out_advance, out_step, sums, chunk, counter,
 ):  # fmt: skip
-    """Loss and gradient with lanes across rows: few classes, or a class axis other than the last."""
+    """Loss and gradient with lanes across rows: few classes, or another class axis."""
     outer, inner, classes = shape
     logits = address(logits_base)
     soft = address(soft_base)
@@ -339,13 +347,19 @@ def cross_entropy_columns(
                 )
                 store(scratch, LABEL * row_bytes, None, rest)
                 store(scratch, TARGET * row_bytes, None, convert(first, 0.0))
+                store(scratch, LOGIT * row_bytes, None, m)
                 for lane in range(width):
                     place = offset + lane * rows.distance(logits, step)
+                    scratch[LOGIT, lane] = _logsumexp(
+                        logits, place, classes, advance,
+                        scratch[LOGIT, lane], scratch[LABEL, lane],
+                    )  # fmt: skip
                     scratch[RESULT, lane] = _predicted(
                         logits, place, classes, advance,
                         scratch[LABEL, lane], int(scratch[TARGET, lane]),
                     )  # fmt: skip
                 maxima = load(scratch, RESULT * row_bytes, None, wide)
+                lse = load(scratch, LOGIT * row_bytes, None, wide)
                 _hand_out(scratch, lses, done, where(valid, lse, 0.0), skip)
                 _hand_out(scratch, entropies, done, where(valid, entropy, 0.0), skip)
                 _hand_out(scratch, predicted, done, where(valid, maxima, -1.0), skip)
@@ -446,14 +460,6 @@ def logsumexp_rows(shape, x_base, strides, step, result, parts, chunk, counter):
             offset = start_of(i, inner, strides)
             m, rest = rows.statistics(x, offset, classes, step, None)
             result[i] = _logsumexp(x, offset, classes, rows.distance(x, step), m, rest)
-
-
-@device
-def _logsumexp(x, offset, classes, advance, m, rest):
-    if rest == rest:
-        return m + log1p(rest)
-    # Rare: an infinite maximum, which stands unless there is NaN.
-    return m if _first_nan(x, offset, classes, advance) < 0 else np.nan
 
 
 @kernel
