@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastce.cpu import binary, curvature, loops
-from fastce.cpu.layout import Block, blocks
+from fastce.cpu.layout import Block, blocks, writable
 from fastce.cpu.threads import launch
 
 AnyArray = npt.NDArray[Any]
@@ -55,7 +55,7 @@ def check_targets(
     targets: npt.NDArray[np.int64], classes: int, ignore_index: int, weight: AnyArray | None
 ) -> Mass:
     """Look at every target once."""
-    return Mass(*loops.check_targets(targets, classes, ignore_index, weight))
+    return Mass(*loops.check_targets(writable(targets), classes, ignore_index, weight))
 
 
 def cross_entropy(
@@ -142,7 +142,7 @@ def _part(array: AnyArray | None, block: Block) -> AnyArray | None:
     if array is None:
         return None
     outer, inner, _ = block.shape
-    return array[block.first : block.first + outer * inner]
+    return writable(array[block.first : block.first + outer * inner])
 
 
 def _parallel(block: Block) -> bool:

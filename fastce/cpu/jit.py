@@ -94,6 +94,7 @@ class _SourceCache(_Cache):  # type: ignore[misc]
     """One file per kernel and signature, named by the digest of all that it depends on."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
+        _source_digest()  # now, while the files are what Python has just read
         self._name = f"{function.__module__}.{function.__qualname__}"
         self._enabled = True
 

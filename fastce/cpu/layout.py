@@ -178,4 +178,9 @@ def _base(array: AnyArray) -> AnyArray:
     first = array[_FIRST[: array.ndim]].reshape(1)
     if array.itemsize == 2:
         first = first.view(np.uint16 if array.dtype == np.float16 else np.int16)
-    return first if first.flags.writeable else np.asarray(_Writable(first))
+    return writable(first)
+
+
+def writable(array: AnyArray) -> AnyArray:
+    """The array itself, or a writable view of it that lives no longer than it does."""
+    return array if array.flags.writeable else np.asarray(_Writable(array))
