@@ -2,6 +2,8 @@
 
 from benchmarks.startup import startup
 
+REPEATS = 3
+
 
 class Startup:
     params = ("import", "first call, filled cache", "first call, empty cache")
@@ -9,7 +11,7 @@ class Startup:
     timeout = 120.0
 
     def track_seconds(self, what: str) -> float:
-        cold, warm = startup(3)
+        cold, warm = startup(REPEATS)
         return {
             "import": warm.fastce,
             "first call, filled cache": warm.first_call,

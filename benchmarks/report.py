@@ -47,7 +47,7 @@ class Group(NamedTuple):
 
 
 GROUPS = (
-    Group("Shapes", LARGE, LOSSES, 5),
+    Group("Shapes", LARGE, LOSSES, 3),
     Group("Small calls", LATENCY, ["loss", "loss and gradient", "fresh gradient"], 2),
     Group("Dtypes", DTYPES, LOSSES[:3], 0),
     Group("Options", OPTIONED, LOSSES[:2], 0),
@@ -262,21 +262,25 @@ def draw_limits(report: Report, path: Path) -> None:
     axes.axvline(1.0, color="k", linewidth=0.8)
     axes.set_yticks(range(len(cases)), [case.name for case in cases])
     axes.invert_yaxis()
+    axes.set_xscale("log")
     axes.set(xlabel="time over the time to move the same bytes", title="fastce over the limit")
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)
 
 
 def draw_classes(report: Report, path: Path) -> None:
-    """Bytes per second by number of classes."""
+    """Bytes per second by number of classes, and what the machine can move at best."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for work in LOSSES[:2]:
+    for color, work in enumerate(LOSSES[:2]):
         results = [r for r in report.tables[BY_CLASSES] if r.work == work]
         classes = [r.case.shape[-1] for r in results]
-        axes.semilogx(classes, [(r.bandwidth or 0.0) / 1e9 for r in results], "o-", label=work)
+        ours = [(r.bandwidth or 0.0) / 1e9 for r in results]
+        limit = [(r.over_limit or 1.0) * speed for r, speed in zip(results, ours, strict=True)]
+        axes.semilogx(classes, ours, "o-", color=f"C{color}", label=work)
+        axes.semilogx(classes, limit, ":", color=f"C{color}", label=f"limit of {work}")
     axes.set(xlabel="classes", ylabel="GB/s", title="Bytes moved per second")
     axes.set_ylim(bottom=0)
     axes.legend()

@@ -168,7 +168,7 @@ def scalar(value: float, dtype: type[np.float32] | type[np.float64]) -> Any:
 
 def _number(name: str, value: float) -> float:
     try:
-        return float(value)
+        return float("" if isinstance(value, str | bytes) else value)  # "0.1" is no number here
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected a number, got {value!r}") from None
 

@@ -70,6 +70,7 @@ LOSS_ERRORS = [
     ([Z, Y], {"label_smoothing": 1.5}, ValueError, "label_smoothing", ["[0, 1]", "1.5"]),
     ([Z, Y], {"label_smoothing": np.nan}, ValueError, "label_smoothing", ["[0, 1]", "nan"]),
     ([Z, Y], {"label_smoothing": "much"}, TypeError, "label_smoothing", ["much|str"]),
+    ([Z, Y], {"label_smoothing": "0.1"}, TypeError, "label_smoothing", ["number", "0.1"]),
     ([Z, Y], {"softcap": 0.0}, ValueError, "softcap", ["0"]),
     ([Z, Y], {"softcap": -3.0}, ValueError, "softcap", ["-3"]),
     ([Z, Y], {"softcap": np.nan}, ValueError, "softcap", ["nan"]),

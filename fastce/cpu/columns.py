@@ -55,8 +55,7 @@ def statistics(base, offset, count, advance, step, softcap):
         rest = rest + convert(part, 0.0)
     m_wide = convert(m, 0.0)
     rest = rest / (scaled_maximum(m_wide, zero) * constant("LIFTED", zero))
-    unusable = where(m_wide > -np.inf, m_wide, np.nan)  # all -inf, or +inf
-    return m_wide, rest + (unusable - unusable), first
+    return m_wide, rest, first  # NaN for rest where the maximum is infinite
 
 
 @device
