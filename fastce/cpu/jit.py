@@ -32,6 +32,9 @@ if hasattr(os, "register_at_fork"):
         after_in_child=global_compiler_lock.release,
     )
 
+# What numba's environment variables can change in the code it makes; the processor is in the key.
+_CODE_SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT")
+
 # No fast-math: the order of additions is the program's choice and NaN must reach the result.
 _FLAGS = {"nogil": True, "error_model": "numpy", "boundscheck": False, "fastmath": False}
 
@@ -86,7 +89,8 @@ def _source_digest() -> bytes:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     versions = (sys.version, numba.__version__, llvmlite.__version__, np.__version__)
-    digest.update(repr(versions).encode())
+    settings = [str(getattr(numba.config, name)) for name in _CODE_SETTINGS]
+    digest.update(repr((versions, settings)).encode())
     return digest.digest()
 
 
