@@ -22,8 +22,10 @@ from numba.extending import intrinsic
 import fastce
 from benchmarks.timing import Contestant, Times, alternately
 from fastce._cli.terminal import table
+from fastce.cpu.memory import (
+    claim,
+)
 from fastce.cpu.threads import launch
-from fastce.cpu.vector import claim
 
 Array = np.ndarray[Any, Any]
 Move = Literal["read", "copy", "update", "fresh"]

@@ -3,20 +3,22 @@
 from fastce.cpu.elementary import exp_scale, exp_scaled, log1p
 from fastce.cpu.jit import device, kernel
 from fastce.cpu.loops import start_of
-from fastce.cpu.rows import distance
-from fastce.cpu.vector import (
+from fastce.cpu.memory import (
     address,
     claim,
-    convert,
-    lanes,
     load,
     load_number,
-    maximum,
     store,
     store_number,
+    zeros,
+)
+from fastce.cpu.rows import distance
+from fastce.cpu.vector import (
+    convert,
+    lanes,
+    maximum,
     total,
     where,
-    zeros,
 )
 
 

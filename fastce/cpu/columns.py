@@ -6,8 +6,17 @@ advance` bytes from the base, the rows `step` bytes from each other (None: side 
 
 import numpy as np
 
+from fastce.cpu.constants import (
+    constant,
+)
 from fastce.cpu.elementary import capped, exp_scale, exp_scaled, log1p
 from fastce.cpu.jit import device
+from fastce.cpu.memory import (
+    load,
+    store,
+    store_number,
+    zeros,
+)
 from fastce.cpu.rows import (
     distance,
     gradient_scale,
@@ -17,18 +26,13 @@ from fastce.cpu.rows import (
     weighted_gap,
 )
 from fastce.cpu.vector import (
-    constant,
     convert,
     extract,
     fma,
     lanes,
-    load,
     maximum,
     splat,
-    store,
-    store_number,
     where,
-    zeros,
 )
 
 SPAN = 16  # float32 additions a lane before the sum moves on to float64

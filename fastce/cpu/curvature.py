@@ -6,21 +6,23 @@ from fastce.cpu import columns, rows
 from fastce.cpu.elementary import exp_scaled
 from fastce.cpu.jit import device, kernel
 from fastce.cpu.loops import start_of, tile_start, tiling
-from fastce.cpu.vector import (
+from fastce.cpu.memory import (
     address,
     claim,
+    load,
+    load_number,
+    store,
+    store_number,
+    zeros,
+)
+from fastce.cpu.vector import (
     convert,
     lane_numbers,
     lanes,
-    load,
-    load_number,
     maximum,
     splat,
-    store,
-    store_number,
     total,
     where,
-    zeros,
 )
 
 

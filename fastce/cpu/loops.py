@@ -11,19 +11,21 @@ import numpy as np
 from fastce.cpu import columns, rows
 from fastce.cpu.elementary import capped, log1p
 from fastce.cpu.jit import device, kernel
-from fastce.cpu.vector import (
+from fastce.cpu.memory import (
     address,
     claim,
-    convert,
-    lane_numbers,
-    lanes,
     load,
     load_number,
     store,
     store_number,
+    zeros,
+)
+from fastce.cpu.vector import (
+    convert,
+    lane_numbers,
+    lanes,
     total,
     where,
-    zeros,
 )
 
 # Rows of the scratch that takes numbers to and from the lanes of vectors: for each row the class

@@ -20,29 +20,35 @@ A row lies in memory `offset` bytes from a base (see `vector`), `step` bytes fro
 
 import numpy as np
 
+from fastce.cpu.constants import (
+    constant,
+)
 from fastce.cpu.elementary import capped, exp_scale, exp_scaled, log1p, round_to_integer
 from fastce.cpu.jit import device
+from fastce.cpu.memory import (
+    item_size,
+    load,
+    store,
+    zeros,
+)
 from fastce.cpu.vector import (
     any_lane,
-    constant,
     convert,
     first_lane,
     fma,
-    item_size,
     lane_numbers,
     lanes,
     largest,
-    load,
     maximum,
-    prefetch,
     splat,
-    store,
     total,
     where,
-    zeros,
 )
 
-BLOCK = 512  # classes per block: 8 float32 additions a lane, then float64; two kilobytes of L1
+BLOCK = 512  # classes per block: 8 float32 additions a lane, then float64
+# How far a maximum may exceed the reference that exponentials are scaled for: lifted by 2**64 and
+# summed in blocks, they stay below 2**127.
+LEAD = 40.0
 
 
 @device
@@ -53,21 +59,27 @@ def distance(base, step):
 
 @device
 def reference(m):
-    """The shift and the power of two to take exponentials with where the maximum is m."""
+    """The shift and the power of two to take exponentials with where the maximum is about m."""
     near = where(m <= 1024.0, where(m >= -1024.0, m, 0.0), 0.0)
-    shift = where(near == m, 0.0, m)
+    shift = where(near == m, 0.0, where(m == -np.inf, 0.0, m))
     return shift, round_to_integer(near * constant("LOG2E", m))
 
 
 @device
-def scaled_maximum(m, like):
-    """exp(m - shift) / 2**power of the reference at m, in float64: between 0.7 and 1.5.
+def exp_of(m, shift, power, like):
+    """exp(m - shift) / 2**power in float64.
 
     It shares the one error of the vectors like `like` that is not random, that of their ln 2.
     """
-    shift, power = reference(m)
     bias, floor = exp_scale(power, m)
     return exp_scaled((m - shift) - power * constant("LN2_EXCESS", like), bias, floor)
+
+
+@device
+def scaled_maximum(m, like):
+    """exp(m - shift) / 2**power of the reference at m: between 0.7 and 1.5."""
+    shift, power = reference(m)
+    return exp_of(m, shift, power, like)
 
 
 @device
@@ -98,22 +110,43 @@ def _tail(base, offset, whole, count, step, softcap):
 def _term(z, first, skipped, shift, bias, floor):
     """Scaled exponentials of a vector of classes from `first` on, zero at the class `skipped`."""
     e = exp_scaled(z - shift, bias, floor)
-    if skipped is None:
-        return e
     return where(lane_numbers(e) == float(skipped - first), 0.0, e)
 
 
 @device
-def _block_sum(base, offset, start, stop, step, softcap, shift, bias, floor, skipped, tail, end):
-    """Lane-wise sum of the scaled exponentials of a block; `tail` joins where the row ends."""
+def _block(base, offset, start, stop, step, softcap, shift, bias, floor, tail):
+    """Lane-wise sum of the scaled exponentials of a block and its lane-wise maximum.
+
+    `tail` are the classes behind the block, -inf where there are none.
+    """
     zero = zeros(base)
     width = lanes(zero)
     even = zero
-    odd = zero
-    each = distance(base, step)
+    odd = exp_scaled(tail - shift, bias, floor)
+    even_top = zero - np.inf
+    odd_top = tail
     for j in range(start, stop - width, 2 * width):
-        prefetch(base, offset + (j + BLOCK) * each, step, zero)
-        prefetch(base, offset + (j + BLOCK + width) * each, step, zero)
+        z = _classes(base, offset, j, step, softcap)
+        even_top = maximum(z, even_top)
+        even = even + exp_scaled(z - shift, bias, floor)
+        z = _classes(base, offset, j + width, step, softcap)
+        odd_top = maximum(z, odd_top)
+        odd = odd + exp_scaled(z - shift, bias, floor)
+    if (stop - start) % (2 * width) != 0:
+        z = _classes(base, offset, stop - width, step, softcap)
+        even_top = maximum(z, even_top)
+        even = even + exp_scaled(z - shift, bias, floor)
+    return convert(even + odd, 0.0), maximum(even_top, odd_top)
+
+
+@device
+def _block_without(base, offset, start, stop, end, step, softcap, shift, bias, floor, tail, skipped):
+    """The sum of `_block` without one class; `tail` ends at `end`."""
+    zero = zeros(base)
+    width = lanes(zero)
+    even = zero
+    odd = _term(tail, end - width, skipped, shift, bias, floor)
+    for j in range(start, stop - width, 2 * width):
         z = _classes(base, offset, j, step, softcap)
         even = even + _term(z, j, skipped, shift, bias, floor)
         z = _classes(base, offset, j + width, step, softcap)
@@ -121,8 +154,6 @@ def _block_sum(base, offset, start, stop, step, softcap, shift, bias, floor, ski
     if (stop - start) % (2 * width) != 0:
         z = _classes(base, offset, stop - width, step, softcap)
         even = even + _term(z, stop - width, skipped, shift, bias, floor)
-    if end > stop:
-        odd = odd + _term(tail, end - width, skipped, shift, bias, floor)
     return convert(even + odd, 0.0)
 
 
@@ -143,59 +174,60 @@ def first_maximum(base, offset, start, count, step, softcap, m):
 def statistics(base, offset, count, step, softcap):
     """(m, rest) of a row in one pass over memory, in float64.
 
+    Exponentials are scaled for a reference, the maximum of the first classes; where a later block
+    exceeds it by more than LEAD, the block is summed again for its own maximum.
     rest is NaN where the row holds NaN or +inf, and where all of it is -inf.
     """
     zero = zeros(base)
     width = lanes(zero)
     whole = count - count % width
+    nothing = zero - np.inf
     tail = _tail(base, offset, whole, count, step, softcap)
+    known = np.float64(largest(maximum(_classes(base, offset, 0, step, softcap), nothing)))
+    shift, power = reference(known)
+    bias, floor = lifted_scale(power, zero)
     m = -np.inf
     best = 0  # the block with the maximum, whose sum is kept apart from the others'
-    shift = 0.0
-    power = 0.0
-    bias, floor = lifted_scale(power, zero)
     others = convert(zero, 0.0)
     own = others
     for start in range(0, whole, BLOCK):
         stop = min(start + BLOCK, whole)
-        top = zero - np.inf
-        for j in range(start, stop, width):
-            top = maximum(_classes(base, offset, j, step, softcap), top)
-        end = count if stop == whole else stop
-        if end > stop:
-            top = maximum(tail, top)
-        larger = any_lane(top > m)
-        if larger:
-            previous = m
+        behind = nothing if stop < whole else tail
+        block, top = _block(base, offset, start, stop, step, softcap, shift, bias, floor, behind)
+        if any_lane(top > m):
             m = np.float64(largest(top))
-            if m == np.inf:
-                return m, np.nan
-            old_shift, old_power = shift, power
-            shift, power = reference(m)
-            factor = 0.0
-            if previous > -np.inf:
-                rescale_bias, rescale_floor = exp_scale(power - old_power, m)
-                factor = exp_scaled(old_shift - shift, rescale_bias, rescale_floor)
-            others = (others + own) * factor
+            if m > known + LEAD:
+                if m == np.inf:
+                    return m, np.nan
+                old_shift, old_power = shift, power
+                shift, power = reference(m)
+                factor = 0.0
+                if known > -np.inf:
+                    rescale_bias, rescale_floor = exp_scale(power - old_power, m)
+                    factor = exp_scaled(old_shift - shift, rescale_bias, rescale_floor)
+                others = others * factor
+                own = own * factor
+                known = m
+                bias, floor = lifted_scale(power, zero)
+                block, top = _block(
+                    base, offset, start, stop, step, softcap, shift, bias, floor, behind
+                )
             best = start
-            bias, floor = lifted_scale(power, zero)
-        block = _block_sum(
-            base, offset, start, stop, step, softcap, shift, bias, floor, None, tail, end
-        )
-        if larger:
+            others = others + own
             own = block
         else:
             others = others + block
     if m == -np.inf:
         return m, np.nan
-    one = scaled_maximum(m, zero) * constant("LIFTED", zero)
+    shift, power = reference(known)
+    one = exp_of(m, shift, power, zero) * constant("LIFTED", zero)
     rest = (total(others) + total(own)) / one - 1.0
     if rest < 1.0:  # the maximum has swallowed digits of the others: sum its block without it
         skipped = first_maximum(base, offset, best, count, step, softcap, m)
         stop = min(best + BLOCK, whole)
-        end = count if stop == whole else stop
-        own = _block_sum(
-            base, offset, best, stop, step, softcap, shift, bias, floor, skipped, tail, end
+        behind = nothing if stop < whole else tail
+        own = _block_without(
+            base, offset, best, stop, count, step, softcap, shift, bias, floor, behind, skipped
         )
         rest = (total(others) + total(own)) / one
     return m, rest

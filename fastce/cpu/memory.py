@@ -1,0 +1,227 @@
+"""Reading and writing numbers and vectors of them, whatever their strides and storage type.
+
+Rows are read and written through a *base*, a pointer to (or array that starts with) the first
+number.  Positions are byte offsets from there, so that any strides will do.  16-bit floats travel
+as their bits: a base of uint16 holds float16, a base of int16 holds bfloat16.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from fastce.cpu.vector import (
+    BITS,
+    ELEMENTS,
+    I16,
+    I32,
+    I64,
+    VectorType,
+    call_llvm,
+    coerce,
+    filled,
+    llvm_type,
+    resize,
+)
+
+# What a base of each storage type holds once it is loaded.
+_COMPUTE = {
+    types.float64: types.float64,
+    types.float32: types.float32,
+    types.uint16: types.float32,  # float16
+    types.int16: types.float32,  # bfloat16
+}
+
+
+@intrinsic
+def address(typingctx, base):
+    """The base as a bare pointer; None stays None.
+
+    Kernels turn their bases into pointers first: an array handed from function to function has its
+    references counted, row by row, in a counter that all threads share.
+    """
+    if base is types.none:
+        return types.none(base), lambda context, builder, sig, args: context.get_dummy_value()
+    pointer = types.CPointer(base.dtype)
+
+    def codegen(context, builder, sig, args):
+        return context.make_array(base)(context, builder, args[0]).data
+
+    return pointer(base), codegen
+
+
+def _pointer(context: Any, builder: Any, base_type: Any, base: Any, offset: Any) -> Any:
+    if isinstance(base_type, types.Array):
+        base = context.make_array(base_type)(context, builder, base).data
+    return builder.gep(base, [offset], source_etype=ir.IntType(8))
+
+
+def _write(builder: Any, value: Any, pointer: Any) -> None:
+    builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=1)
+
+
+def _decode(builder: Any, raw: Any, storage: types.Type) -> Any:
+    """Stored bits to the numbers that are computed with."""
+    count = raw.type.count if isinstance(raw.type, ir.VectorType) else None
+
+    def shaped(ty: ir.Type) -> ir.Type:
+        return ty if count is None else ir.VectorType(ty, count)
+
+    if storage == types.uint16:
+        return builder.fpext(builder.bitcast(raw, shaped(ir.HalfType())), shaped(ir.FloatType()))
+    if storage == types.int16:
+        bits = builder.zext(raw, shaped(I32))
+        bits = builder.shl(bits, filled(16, shaped(I32)))
+        return builder.bitcast(bits, shaped(ir.FloatType()))
+    return raw
+
+
+def _encode(builder: Any, value: Any, storage: types.Type) -> Any:
+    """Numbers to stored bits, rounded to nearest even."""
+    count = value.type.count if isinstance(value.type, ir.VectorType) else None
+
+    def shaped(ty: ir.Type) -> ir.Type:
+        return ty if count is None else ir.VectorType(ty, count)
+
+    if storage == types.uint16:
+        return builder.bitcast(builder.fptrunc(value, shaped(ir.HalfType())), shaped(I16))
+    if storage == types.int16:
+        words = shaped(I32)
+        bits = builder.bitcast(value, words)
+        odd = builder.and_(builder.lshr(bits, filled(16, words)), filled(1, words))
+        rounded = builder.add(builder.add(bits, odd), filled(0x7FFF, words))
+        quiet = builder.or_(bits, filled(0x400000, words))  # rounding could turn NaN to inf
+        bits = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
+        return builder.trunc(builder.lshr(bits, filled(16, words)), shaped(I16))
+    return value
+
+
+def _storage_type(storage: types.Type) -> ir.Type:
+    return ELEMENTS.get(storage, I16)
+
+
+def _storage_size(storage: types.Type) -> int:
+    return int(storage.bitwidth) // 8
+
+
+def _vector_of(storage: types.Type) -> VectorType:
+    element = _COMPUTE[storage]
+    return VectorType(element, BITS // element.bitwidth)
+
+
+@intrinsic
+def zeros(typingctx, base):
+    """The vector of zeros that fits what is loaded from `base`."""
+    ty = _vector_of(base.dtype)
+
+    def codegen(context, builder, sig, args):
+        return filled(0.0, llvm_type(ty))
+
+    return ty(base), codegen
+
+
+@intrinsic
+def item_size(typingctx, base):
+    """Bytes of one stored number, a constant of the compiled code."""
+    size = _storage_size(base.dtype)
+    return types.int64(base), lambda context, builder, sig, args: I64(size)
+
+
+@intrinsic
+def load(typingctx, base, offset, step, like):
+    """A vector like `like` of the numbers from `offset`, `step` bytes apart (None: adjacent)."""
+    storage = base.dtype
+
+    def codegen(context, builder, sig, args):
+        item = _storage_type(storage)
+        start = _pointer(context, builder, base, args[0], args[1])
+        if step is types.none:
+            raw = builder.load(start, typ=ir.VectorType(item, like.lanes), align=1)
+        else:
+            raw = ir.Constant(ir.VectorType(item, like.lanes), ir.Undefined)
+            for lane in range(like.lanes):
+                distance = builder.mul(args[2], I64(lane))
+                pointer = builder.gep(start, [distance], source_etype=ir.IntType(8))
+                number = builder.load(pointer, typ=item, align=1)
+                raw = builder.insert_element(raw, number, I32(lane))
+        numbers = _decode(builder, raw, storage)
+        return resize(builder, numbers, _COMPUTE[storage], like.element)
+
+    return like(base, types.int64, step, like), codegen
+
+
+@intrinsic
+def prefetch(typingctx, base, offset, step, like):
+    """Ask for the memory of a vector that will be loaded soon, which need not exist."""
+    size = _storage_size(base.dtype) * like.lanes
+
+    def codegen(context, builder, sig, args):
+        if step is types.none:
+            start = _pointer(context, builder, base, args[0], args[1])
+            hints = (I32(0), I32(3), I32(1))  # to read, into the nearest cache, as data
+            for line in range(0, size, 64):
+                pointer = builder.gep(start, [I64(line)], source_etype=ir.IntType(8))
+                call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, *hints)
+        return context.get_dummy_value()
+
+    return types.void(base, types.int64, step, like), codegen
+
+
+@intrinsic
+def store(typingctx, base, offset, step, value):
+    """Write a vector of numbers at `offset`, `step` bytes apart (None: side by side)."""
+    storage = base.dtype
+
+    def codegen(context, builder, sig, args):
+        start = _pointer(context, builder, base, args[0], args[1])
+        raw = _encode(builder, args[3], storage)
+        if step is types.none:
+            _write(builder, raw, start)
+        else:
+            for lane in range(value.lanes):
+                distance = builder.mul(args[2], I64(lane))
+                pointer = builder.gep(start, [distance], source_etype=ir.IntType(8))
+                _write(builder, builder.extract_element(raw, I32(lane)), pointer)
+        return context.get_dummy_value()
+
+    return types.void(base, types.int64, step, value), codegen
+
+
+@intrinsic
+def load_number(typingctx, base, offset):
+    """The one number at `offset`, as float64."""
+    storage = base.dtype
+
+    def codegen(context, builder, sig, args):
+        pointer = _pointer(context, builder, base, args[0], args[1])
+        raw = builder.load(pointer, typ=_storage_type(storage), align=1)
+        number = _decode(builder, raw, storage)
+        return resize(builder, number, _COMPUTE[storage], types.float64)
+
+    return types.float64(base, types.int64), codegen
+
+
+@intrinsic
+def store_number(typingctx, base, offset, value):
+    """Write one number at `offset`."""
+    storage = base.dtype
+
+    def codegen(context, builder, sig, args):
+        number = coerce(context, builder, args[2], value, _COMPUTE[storage])
+        pointer = _pointer(context, builder, base, args[0], args[1])
+        _write(builder, _encode(builder, number, storage), pointer)
+        return context.get_dummy_value()
+
+    return types.void(base, types.int64, value), codegen
+
+
+@intrinsic
+def claim(typingctx, counter):
+    """Take the next number of a counter that several threads share."""
+
+    def codegen(context, builder, sig, args):
+        pointer = context.make_array(counter)(context, builder, args[0]).data
+        return builder.atomic_rmw("add", pointer, I64(1), "monotonic")
+
+    return types.int64(counter), codegen
