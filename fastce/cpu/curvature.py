@@ -86,7 +86,7 @@ def gradient_hessian_rows(
                 )  # fmt: skip
             rows.write_gradient(
                 logits, offset, classes, step, None, m, rest, w,
-                grad, grad_offset, grad_step, None, 0, None, None, 0.0, 0.0,
+                grad, grad_offset, grad_step, False, None, 0, None, None, 0.0, 0.0,
             )  # fmt: skip
             value = rows.target_gradient(m, rest, z_y, w, w)
             store_number(grad, grad_offset + y * rows.distance(grad, grad_step), value)

@@ -14,6 +14,7 @@ from fastce.cpu.jit import device, kernel
 from fastce.cpu.memory import (
     address,
     claim,
+    drain,
     load,
     load_number,
     store,
@@ -128,7 +129,7 @@ def cross_entropy_rows(
     shape, logits_base, strides, step, targets, soft_base, soft_strides, soft_step,
     weight, spread_weight_base, ignore_index, keep, spread, z_loss, softcap,
     upstream, nll_scale, z_scale, losses, lses, entropies, predicted,
-    out_base, out_strides, out_step, sums, chunk, counter,
+    out_base, out_strides, out_step, streaming, sums, chunk, counter,
 ):  # fmt: skip
     """Loss and gradient of rows with at least a vector of classes."""
     outer, inner, classes = shape
@@ -141,6 +142,8 @@ def cross_entropy_rows(
     while True:
         part = claim(counter)
         if part >= len(sums):
+            if out_base is not None:
+                drain()
             return
         nll_sum = 0.0
         z_sum = 0.0
@@ -209,7 +212,7 @@ def cross_entropy_rows(
                     )  # fmt: skip
                 rows.write_gradient(
                     logits, offset, classes, step, softcap, m, rest, a,
-                    out, out_offset, out_step, soft, soft_offset, soft_step,
+                    out, out_offset, out_step, streaming, soft, soft_offset, soft_step,
                     spread_weight, scale * keep, scale * spread,
                 )  # fmt: skip
                 if special >= 0:
@@ -388,7 +391,7 @@ def cross_entropy_columns(
 
 @kernel
 def softmax_rows(
-    shape, logits_base, strides, step, out_base, out_strides, out_step, logarithm,
+    shape, logits_base, strides, step, out_base, out_strides, out_step, streaming, logarithm,
     parts, chunk, counter,
 ):  # fmt: skip
     """softmax, or its logarithm where `logarithm` is not None."""
@@ -398,6 +401,7 @@ def softmax_rows(
     while True:
         part = claim(counter)
         if part >= parts:
+            drain()
             return
         for i in range(part * chunk, min((part + 1) * chunk, outer * inner)):
             offset = start_of(i, inner, strides)
@@ -406,11 +410,11 @@ def softmax_rows(
             if logarithm is None:
                 rows.write_gradient(
                     logits, offset, classes, step, None, m, rest, 1.0,
-                    out, out_offset, out_step, None, 0, None, None, 0.0, 0.0,
+                    out, out_offset, out_step, streaming, None, 0, None, None, 0.0, 0.0,
                 )  # fmt: skip
             else:
                 rows.write_log_softmax(
-                    logits, offset, classes, step, m, rest, out, out_offset, out_step
+                    logits, offset, classes, step, m, rest, out, out_offset, out_step, streaming
                 )
 
 

@@ -11,6 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from fastce.cpu.constants import X86
 from fastce.cpu.vector import (
     BITS,
     ELEMENTS,
@@ -24,6 +25,8 @@ from fastce.cpu.vector import (
     llvm_type,
     resize,
 )
+
+LINE = 64  # bytes: no vector of any storage type is shorter
 
 # What a base of each storage type holds once it is loaded.
 _COMPUTE = {
@@ -152,23 +155,6 @@ def load(typingctx, base, offset, step, like):
 
 
 @intrinsic
-def prefetch(typingctx, base, offset, step, like):
-    """Ask for the memory of a vector that will be loaded soon, which need not exist."""
-    size = _storage_size(base.dtype) * like.lanes
-
-    def codegen(context, builder, sig, args):
-        if step is types.none:
-            start = _pointer(context, builder, base, args[0], args[1])
-            hints = (I32(0), I32(3), I32(1))  # to read, into the nearest cache, as data
-            for line in range(0, size, 64):
-                pointer = builder.gep(start, [I64(line)], source_etype=ir.IntType(8))
-                call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, *hints)
-        return context.get_dummy_value()
-
-    return types.void(base, types.int64, step, like), codegen
-
-
-@intrinsic
 def store(typingctx, base, offset, step, value):
     """Write a vector of numbers at `offset`, `step` bytes apart (None: side by side)."""
     storage = base.dtype
@@ -186,6 +172,50 @@ def store(typingctx, base, offset, step, value):
         return context.get_dummy_value()
 
     return types.void(base, types.int64, step, value), codegen
+
+
+@intrinsic
+def store_streaming(typingctx, base, offset, value):
+    """Write a vector of numbers side by side past the caches; the address is a multiple of LINE.
+
+    Saves reading the memory before it is written.  `drain` must follow before others may look.
+    """
+    storage = base.dtype
+
+    def codegen(context, builder, sig, args):
+        raw = _encode(builder, args[2], storage)
+        start = _pointer(context, builder, base, args[0], args[1])
+        written = builder.store(raw, builder.bitcast(start, raw.type.as_pointer()), align=LINE)
+        written.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
+        return context.get_dummy_value()
+
+    return types.void(base, types.int64, value), codegen
+
+
+@intrinsic
+def drain(typingctx):
+    """Make streaming stores visible to other threads."""
+
+    def codegen(context, builder, sig, args):
+        if X86:
+            call_llvm(builder, "llvm.x86.sse.sfence", ir.VoidType())
+        else:
+            builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def first_line(typingctx, base, offset):
+    """How many numbers lie between a position and the next multiple of LINE."""
+    size = _storage_size(base.dtype)
+
+    def codegen(context, builder, sig, args):
+        start = builder.ptrtoint(_pointer(context, builder, base, args[0], args[1]), I64)
+        return builder.udiv(builder.and_(builder.neg(start), I64(LINE - 1)), I64(size))
+
+    return types.int64(base, types.int64), codegen
 
 
 @intrinsic

@@ -29,6 +29,8 @@ from fastce.cpu.memory import (
     item_size,
     load,
     store,
+    first_line,
+    store_streaming,
     zeros,
 )
 from fastce.cpu.vector import (
@@ -114,47 +116,54 @@ def _term(z, first, skipped, shift, bias, floor):
 
 
 @device
-def _block(base, offset, start, stop, step, softcap, shift, bias, floor, tail):
+def _exponentials(z, shift, bias, floor):
+    """Scaled exponentials of z - shift; None is no shift."""
+    return exp_scaled(z if shift is None else z - shift, bias, floor)
+
+
+@device
+def _block(base, offset, start, stop, step, softcap, shift, bias, floor, tail, ending):
     """Lane-wise sum of the scaled exponentials of a block and its lane-wise maximum.
 
-    `tail` are the classes behind the block, -inf where there are none.
+    Vectors of classes from `start` to `stop`, and if `ending` the `tail` of the row.
     """
     zero = zeros(base)
     width = lanes(zero)
     even = zero
-    odd = exp_scaled(tail - shift, bias, floor)
+    odd = zero
     even_top = zero - np.inf
-    odd_top = tail
+    odd_top = even_top
     for j in range(start, stop - width, 2 * width):
         z = _classes(base, offset, j, step, softcap)
         even_top = maximum(z, even_top)
-        even = even + exp_scaled(z - shift, bias, floor)
+        even = even + _exponentials(z, shift, bias, floor)
         z = _classes(base, offset, j + width, step, softcap)
         odd_top = maximum(z, odd_top)
-        odd = odd + exp_scaled(z - shift, bias, floor)
+        odd = odd + _exponentials(z, shift, bias, floor)
     if (stop - start) % (2 * width) != 0:
         z = _classes(base, offset, stop - width, step, softcap)
         even_top = maximum(z, even_top)
-        even = even + exp_scaled(z - shift, bias, floor)
+        even = even + _exponentials(z, shift, bias, floor)
+    if ending:
+        odd_top = maximum(tail, odd_top)
+        odd = odd + _exponentials(tail, shift, bias, floor)
     return convert(even + odd, 0.0), maximum(even_top, odd_top)
 
 
 @device
-def _block_without(base, offset, start, stop, end, step, softcap, shift, bias, floor, tail, skipped):
-    """The sum of `_block` without one class; `tail` ends at `end`."""
+def _block_without(
+    base, offset, start, stop, count, step, softcap, shift, bias, floor, tail, ending, skipped
+):  # fmt: skip
+    """The sum of `_block` without one class."""
     zero = zeros(base)
     width = lanes(zero)
-    even = zero
-    odd = _term(tail, end - width, skipped, shift, bias, floor)
-    for j in range(start, stop - width, 2 * width):
+    sums = zero
+    for j in range(start, stop, width):
         z = _classes(base, offset, j, step, softcap)
-        even = even + _term(z, j, skipped, shift, bias, floor)
-        z = _classes(base, offset, j + width, step, softcap)
-        odd = odd + _term(z, j + width, skipped, shift, bias, floor)
-    if (stop - start) % (2 * width) != 0:
-        z = _classes(base, offset, stop - width, step, softcap)
-        even = even + _term(z, stop - width, skipped, shift, bias, floor)
-    return convert(even + odd, 0.0)
+        sums = sums + _term(z, j, skipped, shift, bias, floor)
+    if ending:
+        sums = sums + _term(tail, count - width, skipped, shift, bias, floor)
+    return convert(sums, 0.0)
 
 
 @device
@@ -181,54 +190,62 @@ def statistics(base, offset, count, step, softcap):
     zero = zeros(base)
     width = lanes(zero)
     whole = count - count % width
-    nothing = zero - np.inf
     tail = _tail(base, offset, whole, count, step, softcap)
-    known = np.float64(largest(maximum(_classes(base, offset, 0, step, softcap), nothing)))
+    first = _classes(base, offset, 0, step, softcap)
+    known = np.float64(largest(maximum(first, zero - np.inf)))
     shift, power = reference(known)
     bias, floor = lifted_scale(power, zero)
     m = -np.inf
     best = 0  # the block with the maximum, whose sum is kept apart from the others'
     others = convert(zero, 0.0)
     own = others
-    for start in range(0, whole, BLOCK):
+    start = 0
+    while start < count:
         stop = min(start + BLOCK, whole)
-        behind = nothing if stop < whole else tail
-        block, top = _block(base, offset, start, stop, step, softcap, shift, bias, floor, behind)
+        ending = start + BLOCK >= count and whole < count
+        if shift == 0.0:  # nearly always; a twelfth of the instructions less
+            block, top = _block(
+                base, offset, start, stop, step, softcap, None, bias, floor, tail, ending
+            )
+        else:
+            block, top = _block(
+                base, offset, start, stop, step, softcap, shift, bias, floor, tail, ending
+            )
         if any_lane(top > m):
-            m = np.float64(largest(top))
-            if m > known + LEAD:
-                if m == np.inf:
-                    return m, np.nan
+            highest = np.float64(largest(top))
+            if highest > known + LEAD:
+                if highest == np.inf:
+                    return highest, np.nan
                 old_shift, old_power = shift, power
-                shift, power = reference(m)
+                shift, power = reference(highest)
                 factor = 0.0
                 if known > -np.inf:
                     rescale_bias, rescale_floor = exp_scale(power - old_power, m)
                     factor = exp_scaled(old_shift - shift, rescale_bias, rescale_floor)
                 others = others * factor
                 own = own * factor
-                known = m
+                known = highest
                 bias, floor = lifted_scale(power, zero)
-                block, top = _block(
-                    base, offset, start, stop, step, softcap, shift, bias, floor, behind
-                )
+                continue  # sum this block again
+            m = highest
             best = start
             others = others + own
             own = block
         else:
             others = others + block
+        start += BLOCK
     if m == -np.inf:
         return m, np.nan
-    shift, power = reference(known)
     one = exp_of(m, shift, power, zero) * constant("LIFTED", zero)
     rest = (total(others) + total(own)) / one - 1.0
     if rest < 1.0:  # the maximum has swallowed digits of the others: sum its block without it
         skipped = first_maximum(base, offset, best, count, step, softcap, m)
         stop = min(best + BLOCK, whole)
-        behind = nothing if stop < whole else tail
+        ending = best + BLOCK >= count and whole < count
         own = _block_without(
-            base, offset, best, stop, count, step, softcap, shift, bias, floor, behind, skipped
-        )
+            base, offset, best, stop, count, step, softcap, shift, bias, floor, tail, ending,
+            skipped,
+        )  # fmt: skip
         rest = (total(others) + total(own)) / one
     return m, rest
 
@@ -338,47 +355,83 @@ def abs_at_least(x, bound):
 
 
 @device
-def _gradient(raw, softcap, shift, bias, floor, factor, u):
+def _gradient(
+    base, offset, j, step, softcap, shift, bias, floor, factor,
+    soft, soft_offset, soft_step, weight, keep, spread,
+):  # fmt: skip
+    """The vector of a p_j - u_j from class j on, times the slope of the cap."""
+    zero = zeros(base)
+    u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
+    raw = load(base, offset + j * distance(base, step), step, zero)
     z, slope = capped(raw, softcap)
     g = fma(exp_scaled(z - shift, bias, floor), splat(factor, z), -1.0 * u)
-    return g * slope
+    return g if softcap is None else g * slope
 
 
 @device
 def write_gradient(
-    base, offset, count, step, softcap, m, rest, a, out, out_offset, out_step,
+    base, offset, count, step, softcap, m, rest, a, out, out_offset, out_step, streaming,
     soft, soft_offset, soft_step, weight, keep, spread,
 ):  # fmt: skip
-    """Write a p_j - u_j, u being the `labels`, for every class; `out` may be the row itself."""
+    """Write a p_j - u_j, u being the `labels`, for every class.
+
+    `out` may be the row itself unless `streaming`, which writes past the caches (see `drain`) and
+    wants the numbers of `out` aligned to their size.
+    """
     zero = zeros(base)
     width = lanes(zero)
     shift = reference(m)[0]
     bias, floor, factor = gradient_scale(m, rest, a, zero)
-    each = distance(base, step)
-    out_each = distance(out, out_step)
+    each = distance(out, out_step)
     # The last vector overlaps the one before: read before anything is written, write it last.
-    j = count - width
-    u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
-    raw = load(base, offset + j * each, step, zero)
-    last = _gradient(raw, softcap, shift, bias, floor, factor, u)
-    for j in range(0, count - width, width):
-        u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
-        raw = load(base, offset + j * each, step, zero)
-        g = _gradient(raw, softcap, shift, bias, floor, factor, u)
-        store(out, out_offset + j * out_each, out_step, g)
-    store(out, out_offset + (count - width) * out_each, out_step, last)
+    last = _gradient(
+        base, offset, count - width, step, softcap, shift, bias, floor, factor,
+        soft, soft_offset, soft_step, weight, keep, spread,
+    )  # fmt: skip
+    done = 0
+    if out_step is None and streaming:
+        g = _gradient(
+            base, offset, 0, step, softcap, shift, bias, floor, factor,
+            soft, soft_offset, soft_step, weight, keep, spread,
+        )  # fmt: skip
+        store(out, out_offset, None, g)
+        done = first_line(out, out_offset)
+        for j in range(done, count - width, width):
+            g = _gradient(
+                base, offset, j, step, softcap, shift, bias, floor, factor,
+                soft, soft_offset, soft_step, weight, keep, spread,
+            )  # fmt: skip
+            store_streaming(out, out_offset + j * each, g)
+        done = count
+    for j in range(done, count - width, width):
+        g = _gradient(
+            base, offset, j, step, softcap, shift, bias, floor, factor,
+            soft, soft_offset, soft_step, weight, keep, spread,
+        )  # fmt: skip
+        store(out, out_offset + j * each, out_step, g)
+    store(out, out_offset + (count - width) * each, out_step, last)
 
 
 @device
-def write_log_softmax(base, offset, count, step, m, rest, out, out_offset, out_step):
-    """Write (z_j - m) - log1p(rest) for every class; `out` may be the row itself."""
+def write_log_softmax(
+    base, offset, count, step, m, rest, out, out_offset, out_step, streaming
+):
+    """Write (z_j - m) - log1p(rest) for every class; `out` as for `write_gradient`."""
     zero = zeros(base)
     width = lanes(zero)
     each = distance(base, step)
     out_each = distance(out, out_step)
     tail = log1p(rest)
     last = (load(base, offset + (count - width) * each, step, zero) - m) - tail
-    for j in range(0, count - width, width):
+    done = 0
+    if out_step is None and streaming:
+        store(out, out_offset, None, (load(base, offset, step, zero) - m) - tail)
+        done = first_line(out, out_offset)
+        for j in range(done, count - width, width):
+            z = load(base, offset + j * each, step, zero)
+            store_streaming(out, out_offset + j * out_each, (z - m) - tail)
+        done = count
+    for j in range(done, count - width, width):
         z = load(base, offset + j * each, step, zero)
         store(out, out_offset + j * out_each, out_step, (z - m) - tail)
     store(out, out_offset + (count - width) * out_each, out_step, last)
