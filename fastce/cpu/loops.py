@@ -1,9 +1,9 @@
 """Many rows: each kernel claims chunks of rows until none is left, alone or beside other threads.
 
-Arrays come as (base, strides, step): a one-element array that marks the first number, the bytes
-from row to row along the outer and the inner row axis, and the bytes from class to class (`*_rows`:
-lanes run along the classes) or from row to row (`*_columns`: lanes run across the inner rows),
-None where that is the size of a number.  Rows are numbered outer axis first.
+Rows are numbered outer axis first.  An array comes as its base, a one-element array that marks the
+first number, the bytes from row to row along the outer and the inner row axis, and the bytes from
+class to class: in `*_rows`, whose lanes run along the classes, None where classes lie side by side.
+In `*_columns` lanes run across the rows of `tiles`.
 """
 
 import numpy as np
@@ -21,7 +21,9 @@ from fastce.cpu.memory import (
     store_number,
     zeros,
 )
+from fastce.cpu.tiles import allocate, count_tiles, gather, scatter, start_of, tile_rows
 from fastce.cpu.vector import (
+    both,
     convert,
     lane_numbers,
     lanes,
@@ -33,36 +35,6 @@ from fastce.cpu.vector import (
 # whose gradient is written apart (the target, or the maximum of a soft-labelled row), its logit,
 # the target's weight, all that the labels lay on the class, whether the row counts, and a result.
 SPECIAL, LOGIT, TARGET, LABEL, VALID, RESULT = range(6)
-
-
-@device
-def start_of(i, inner, strides):
-    """Byte offset of row i."""
-    return (i // inner) * strides[0] + (i % inner) * strides[1]
-
-
-@device
-def tiling(inner, width):
-    """(rows from lane to lane, tiles along the inner axis).
-
-    A tile is as many rows as a vector has lanes.  The last one of an inner axis starts early enough
-    to be full and leaves alone the rows that the tile before it has done.  An inner axis shorter
-    than a tile is done row by row, all lanes doing the same.
-    """
-    if inner < width:
-        return 0, inner
-    return 1, (inner + width - 1) // width
-
-
-@device
-def tile_start(tile, tiles, inner, width):
-    """(first row of a tile, first lane that is not done by another tile)."""
-    along = tile % tiles
-    first_row = (tile // tiles) * inner
-    if inner < width:
-        return first_row + along, width - 1
-    position = min(along * width, inner - width)
-    return first_row + position, along * width - position
 
 
 @device
@@ -126,13 +98,13 @@ def check_targets(targets, classes, ignore_index, weight):
 
 @kernel
 def cross_entropy_rows(
-    shape, logits_base, strides, step, targets, soft_base, soft_strides, soft_step,
-    weight, spread_weight_base, ignore_index, keep, spread, z_loss, softcap,
-    upstream, nll_scale, z_scale, losses, lses, entropies, predicted,
-    out_base, out_strides, out_step, streaming, sums, chunk, counter,
+    logits_base, targets, soft_base, weight, spread_weight_base, upstream,
+    losses, lses, entropies, predicted, out_base, sums, nll_scale, z_scale, streaming,
+    ignore_index, keep, spread, z_loss, softcap, outer, inner, classes, chunk,
+    outer_stride, inner_stride, step, soft_outer_stride, soft_inner_stride, soft_step,
+    out_outer_stride, out_inner_stride, out_step, counter,
 ):  # fmt: skip
     """Loss and gradient of rows with at least a vector of classes."""
-    outer, inner, classes = shape
     logits = address(logits_base)
     soft = address(soft_base)
     out = address(out_base)
@@ -148,13 +120,13 @@ def cross_entropy_rows(
         nll_sum = 0.0
         z_sum = 0.0
         for i in range(part * chunk, min((part + 1) * chunk, outer * inner)):
-            offset = start_of(i, inner, strides)
+            offset = start_of(i, inner, outer_stride, inner_stride)
             soft_offset = 0
             out_offset = 0
             if soft_base is not None:
-                soft_offset = start_of(i, inner, soft_strides)
+                soft_offset = start_of(i, inner, soft_outer_stride, soft_inner_stride)
             if out_base is not None:
-                out_offset = start_of(i, inner, out_strides)
+                out_offset = start_of(i, inner, out_outer_stride, out_inner_stride)
             y = 0
             t = 0.0
             z_y = 0.0
@@ -244,32 +216,31 @@ def _soft_maximum(
 
 
 @device
-def _soft_label(soft, offset, advance, step, lane, y, weight, keep, spread):
+def _soft_label(soft, offset, lane, y, weight, keep, spread, like):
     """What the labels of the row in a lane lay on class y."""
     if soft is None:
         return 0.0
-    u = keep * load_number(soft, offset + y * advance + lane * rows.distance(soft, step)) + spread
+    u = keep * load_number(soft, columns.number(soft, offset, y, lane, like)) + spread
     return u if weight is None else u * weight[y]
 
 
 @device
-def _hand_out(scratch, result, done, values, skip):
-    """Bring the lanes from `skip` on to an array of results, from row `done` on."""
+def _hand_out(scratch, result, i, values, skip, stop):
+    """Bring the lanes from `skip` to `stop` to an array of results, lane 0 being that of row i."""
     store(scratch, RESULT * lanes(values) * 8, None, values)
-    for lane in range(skip, lanes(values)):
-        result[done + lane - skip] = scratch[RESULT, lane]
+    for lane in range(skip, stop):
+        result[i + lane] = scratch[RESULT, lane]
 
 
 @kernel
 def cross_entropy_columns(
-    shape, logits_base, strides, advance, step,
-    targets, soft_base, soft_strides, soft_advance, soft_step,
-    weight, spread_weight_base, ignore_index, keep, spread, z_loss, softcap,
-    upstream, nll_scale, z_scale, losses, lses, entropies, predicted,
-    out_base, out_strides, out_advance, out_step, sums, chunk, counter,
+    logits_base, targets, soft_base, weight, spread_weight_base, upstream,
+    losses, lses, entropies, predicted, out_base, sums, nll_scale, z_scale, streaming,
+    ignore_index, keep, spread, z_loss, softcap, outer, inner, classes, chunk,
+    outer_stride, inner_stride, class_stride, soft_outer_stride, soft_inner_stride,
+    soft_class_stride, out_outer_stride, out_inner_stride, out_class_stride, counter,
 ):  # fmt: skip
     """Loss and gradient with lanes across rows: few classes, or another class axis."""
-    outer, inner, classes = shape
     logits = address(logits_base)
     soft = address(soft_base)
     out = address(out_base)
@@ -278,27 +249,39 @@ def cross_entropy_columns(
     wide = convert(zero, 0.0)
     width = lanes(zero)
     row_bytes = width * 8
-    across, tiles = tiling(inner, width)
+    last = outer * inner - 1
+    tiles = count_tiles(outer, inner, width)
     scratch = np.zeros((6, width))
+    tile_memory, z_tile = allocate(logits_base, classes, width)
+    tile = address(tile_memory)
+    soft_tile = None
+    h_tile = 0
+    if soft_base is not None:
+        soft_memory, h_tile = allocate(soft_base, classes, width)
+        soft_tile = address(soft_memory)
     while True:
         part = claim(counter)
         if part >= len(sums):
+            if out_base is not None:
+                drain()
             return
         nll_sum = 0.0
         z_sum = 0.0
-        for tile in range(part * chunk, min((part + 1) * chunk, outer * tiles)):
-            i, skip = tile_start(tile, tiles, inner, width)
-            offset = start_of(i, inner, strides)
-            soft_offset = 0
-            out_offset = 0
+        for number in range(part * chunk, min((part + 1) * chunk, tiles)):
+            i, skip, stop = tile_rows(number, outer, inner, width)
+            gather(
+                logits, outer_stride, inner_stride, class_stride, i, outer, inner, classes,
+                tile, z_tile, zero,
+            )  # fmt: skip
             if soft_base is not None:
-                soft_offset = start_of(i, inner, soft_strides)
-            if out_base is not None:
-                out_offset = start_of(i, inner, out_strides)
-            m, rest, first = columns.statistics(logits, offset, classes, advance, step, softcap)
+                gather(
+                    soft, soft_outer_stride, soft_inner_stride, soft_class_stride, i, outer, inner,
+                    classes, soft_tile, h_tile, zero,
+                )  # fmt: skip
+            m, rest, first = columns.statistics(tile, z_tile, classes, softcap)
             store(scratch, SPECIAL * row_bytes, None, convert(first, 0.0))
             for lane in range(width):
-                row = i + lane * across
+                row = min(i + lane, last)
                 valid = 1.0
                 if targets is not None:
                     y = targets[row]
@@ -310,13 +293,10 @@ def cross_entropy_columns(
                 else:
                     y = int(scratch[SPECIAL, lane])
                     t = 0.0
-                    u = _soft_label(
-                        soft, soft_offset, soft_advance, soft_step, lane, y,
-                        spread_weight, keep, spread,
-                    )  # fmt: skip
+                    u = _soft_label(soft_tile, h_tile, lane, y, spread_weight, keep, spread, zero)
                 scratch[SPECIAL, lane] = y
                 scratch[LOGIT, lane] = load_number(
-                    logits, offset + y * advance + lane * rows.distance(logits, step)
+                    tile, columns.number(tile, z_tile, y, lane, zero)
                 )
                 scratch[TARGET, lane] = t
                 scratch[LABEL, lane] = u
@@ -332,42 +312,40 @@ def cross_entropy_columns(
             mass = wide
             if soft_base is not None or spread != 0.0:
                 gap, mass = columns.gaps(
-                    logits, offset, classes, advance, step, softcap, m,
-                    soft, soft_offset, soft_advance, soft_step, spread_weight, keep, spread,
+                    tile, z_tile, classes, softcap, m, soft_tile, h_tile, spread_weight,
+                    keep, spread,
                 )  # fmt: skip
             nll, lse, everything = rows.cross_entropy(m, rest, z_y, t, gap, mass)
             nll = where(valid, nll, 0.0)
             penalty = wide
             if z_loss != 0.0:
                 penalty = where(valid, z_loss * lse * lse, 0.0)
-            fresh = lane_numbers(wide) >= float(skip)
+            fresh = both(lane_numbers(wide) >= float(skip), lane_numbers(wide) < float(stop))
             nll_sum += total(where(fresh, nll, 0.0))
             z_sum += total(where(fresh, penalty, 0.0))
-            done = i + skip * across
             if losses is not None:
-                _hand_out(scratch, losses, done, nll + penalty, skip)
+                _hand_out(scratch, losses, i, nll + penalty, skip, stop)
             if lses is not None:
-                entropy = log1p(rest) + columns.entropy_gap(
-                    logits, offset, classes, advance, step, softcap, m, rest
-                )
+                entropy = log1p(rest) + columns.entropy_gap(tile, z_tile, classes, softcap, m, rest)
                 store(scratch, LABEL * row_bytes, None, rest)
                 store(scratch, TARGET * row_bytes, None, convert(first, 0.0))
                 store(scratch, LOGIT * row_bytes, None, m)
                 for lane in range(width):
-                    place = offset + lane * rows.distance(logits, step)
+                    place = columns.number(tile, z_tile, 0, lane, zero)
+                    advance = columns.number(tile, 0, 1, 0, zero)
                     scratch[LOGIT, lane] = _logsumexp(
-                        logits, place, classes, advance,
+                        tile, place, classes, advance,
                         scratch[LOGIT, lane], scratch[LABEL, lane],
                     )  # fmt: skip
                     scratch[RESULT, lane] = _predicted(
-                        logits, place, classes, advance,
+                        tile, place, classes, advance,
                         scratch[LABEL, lane], int(scratch[TARGET, lane]),
                     )  # fmt: skip
                 maxima = load(scratch, RESULT * row_bytes, None, wide)
                 lse = load(scratch, LOGIT * row_bytes, None, wide)
-                _hand_out(scratch, lses, done, where(valid, lse, 0.0), skip)
-                _hand_out(scratch, entropies, done, where(valid, entropy, 0.0), skip)
-                _hand_out(scratch, predicted, done, where(valid, maxima, -1.0), skip)
+                _hand_out(scratch, lses, i, where(valid, lse, 0.0), skip, stop)
+                _hand_out(scratch, entropies, i, where(valid, entropy, 0.0), skip, stop)
+                _hand_out(scratch, predicted, i, where(valid, maxima, -1.0), skip, stop)
             if out_base is not None:
                 scale = g * nll_scale
                 a = scale * everything
@@ -375,27 +353,29 @@ def cross_entropy_columns(
                     a = a + g * (2.0 * z_loss * z_scale) * lse
                 value = slope_y * rows.target_gradient(m, rest, z_y, a, scale * u)
                 store(scratch, RESULT * row_bytes, None, where(valid, value, 0.0))
-                columns.write_gradient(
-                    logits, offset, classes, advance, step, softcap, m, rest, a, valid,
-                    out, out_offset, out_advance, out_step, skip,
-                    soft, soft_offset, soft_advance, soft_step, spread_weight,
+                columns.to_gradient(
+                    tile, z_tile, classes, softcap, m, rest, a, valid,
+                    soft_tile, h_tile, spread_weight,
                     convert(scale * keep, zero), convert(scale * spread, zero),
                 )  # fmt: skip
-                for lane in range(skip, width):
-                    place = int(scratch[SPECIAL, lane]) * out_advance
-                    place += out_offset + lane * rows.distance(out, out_step)
-                    store_number(out, place, scratch[RESULT, lane])
+                for lane in range(width):
+                    y = int(scratch[SPECIAL, lane])
+                    place = columns.number(tile, z_tile, y, lane, zero)
+                    store_number(tile, place, scratch[RESULT, lane])
+                scatter(
+                    tile, z_tile, out, out_outer_stride, out_inner_stride, out_class_stride,
+                    i, skip, stop, outer, inner, classes, streaming, zero,
+                )  # fmt: skip
         sums[part, 0] = nll_sum
         sums[part, 1] = z_sum
 
 
 @kernel
 def softmax_rows(
-    shape, logits_base, strides, step, out_base, out_strides, out_step, streaming, logarithm,
-    parts, chunk, counter,
+    logits_base, out_base, streaming, logarithm, outer, inner, classes, chunk, parts,
+    outer_stride, inner_stride, step, out_outer_stride, out_inner_stride, out_step, counter,
 ):  # fmt: skip
     """softmax, or its logarithm where `logarithm` is not None."""
-    outer, inner, classes = shape
     logits = address(logits_base)
     out = address(out_base)
     while True:
@@ -404,8 +384,8 @@ def softmax_rows(
             drain()
             return
         for i in range(part * chunk, min((part + 1) * chunk, outer * inner)):
-            offset = start_of(i, inner, strides)
-            out_offset = start_of(i, inner, out_strides)
+            offset = start_of(i, inner, outer_stride, inner_stride)
+            out_offset = start_of(i, inner, out_outer_stride, out_inner_stride)
             m, rest = rows.statistics(logits, offset, classes, step, None)
             if logarithm is None:
                 rows.write_gradient(
@@ -420,76 +400,89 @@ def softmax_rows(
 
 @kernel
 def softmax_columns(
-    shape, logits_base, strides, advance, step,
-    out_base, out_strides, out_advance, out_step, logarithm, parts, chunk, counter,
+    logits_base, out_base, streaming, logarithm, outer, inner, classes, chunk, parts,
+    outer_stride, inner_stride, class_stride,
+    out_outer_stride, out_inner_stride, out_class_stride, counter,
 ):  # fmt: skip
     """`softmax_rows` with the lanes across rows."""
-    outer, inner, classes = shape
     logits = address(logits_base)
     out = address(out_base)
     zero = zeros(logits)
     wide = convert(zero, 0.0)
     width = lanes(zero)
-    _, tiles = tiling(inner, width)
+    tiles = count_tiles(outer, inner, width)
+    memory, place = allocate(logits_base, classes, width)
+    tile = address(memory)
     while True:
         part = claim(counter)
         if part >= parts:
+            drain()
             return
-        for tile in range(part * chunk, min((part + 1) * chunk, outer * tiles)):
-            i, skip = tile_start(tile, tiles, inner, width)
-            offset = start_of(i, inner, strides)
-            out_offset = start_of(i, inner, out_strides)
-            m, rest, _ = columns.statistics(logits, offset, classes, advance, step, None)
+        for number in range(part * chunk, min((part + 1) * chunk, tiles)):
+            i, skip, stop = tile_rows(number, outer, inner, width)
+            gather(
+                logits, outer_stride, inner_stride, class_stride, i, outer, inner, classes,
+                tile, place, zero,
+            )  # fmt: skip
+            m, rest, _ = columns.statistics(tile, place, classes, None)
             if logarithm is None:
-                columns.write_gradient(
-                    logits, offset, classes, advance, step, None, m, rest, wide + 1.0,
-                    wide == 0.0, out, out_offset, out_advance, out_step, skip,
-                    None, 0, 0, None, None, zero, zero,
+                columns.to_gradient(
+                    tile, place, classes, None, m, rest, wide + 1.0, wide == 0.0,
+                    None, 0, None, zero, zero,
                 )  # fmt: skip
             else:
-                columns.write_log_softmax(
-                    logits, offset, classes, advance, step, m, rest,
-                    out, out_offset, out_advance, out_step, skip,
-                )  # fmt: skip
+                columns.to_log_softmax(tile, place, classes, m, rest)
+            scatter(
+                tile, place, out, out_outer_stride, out_inner_stride, out_class_stride,
+                i, skip, stop, outer, inner, classes, streaming, zero,
+            )  # fmt: skip
 
 
 @kernel
-def logsumexp_rows(shape, x_base, strides, step, result, parts, chunk, counter):
+def logsumexp_rows(
+    x_base, result, outer, inner, classes, chunk, parts, outer_stride, inner_stride, step, counter
+):
     """log of the sum of exp of each row; -inf, +inf and NaN as SciPy has them."""
-    outer, inner, classes = shape
     x = address(x_base)
     while True:
         part = claim(counter)
         if part >= parts:
             return
         for i in range(part * chunk, min((part + 1) * chunk, outer * inner)):
-            offset = start_of(i, inner, strides)
+            offset = start_of(i, inner, outer_stride, inner_stride)
             m, rest = rows.statistics(x, offset, classes, step, None)
             result[i] = _logsumexp(x, offset, classes, rows.distance(x, step), m, rest)
 
 
 @kernel
-def logsumexp_columns(shape, x_base, strides, advance, step, result, parts, chunk, counter):
+def logsumexp_columns(
+    x_base, result, outer, inner, classes, chunk, parts,
+    outer_stride, inner_stride, class_stride, counter,
+):  # fmt: skip
     """`logsumexp_rows` with the lanes across rows."""
-    outer, inner, classes = shape
     x = address(x_base)
     zero = zeros(x)
     wide = convert(zero, 0.0)
     width = lanes(zero)
-    across, tiles = tiling(inner, width)
+    tiles = count_tiles(outer, inner, width)
     scratch = np.zeros((2, width))
+    memory, place = allocate(x_base, classes, width)
+    tile = address(memory)
     while True:
         part = claim(counter)
         if part >= parts:
             return
-        for tile in range(part * chunk, min((part + 1) * chunk, outer * tiles)):
-            i, skip = tile_start(tile, tiles, inner, width)
-            offset = start_of(i, inner, strides)
-            m, rest, _ = columns.statistics(x, offset, classes, advance, step, None)
+        for number in range(part * chunk, min((part + 1) * chunk, tiles)):
+            i, skip, stop = tile_rows(number, outer, inner, width)
+            gather(
+                x, outer_stride, inner_stride, class_stride, i, outer, inner, classes,
+                tile, place, zero,
+            )  # fmt: skip
+            m, rest, _ = columns.statistics(tile, place, classes, None)
             store(scratch, 0, None, m + wide)
             store(scratch, width * 8, None, rest)
-            for lane in range(skip, width):
-                place = offset + lane * rows.distance(x, step)
-                result[i + lane * across] = _logsumexp(
-                    x, place, classes, advance, scratch[0, lane], scratch[1, lane]
-                )
+            for lane in range(skip, stop):
+                result[i + lane] = _logsumexp(
+                    tile, columns.number(tile, place, 0, lane, zero), classes,
+                    columns.number(tile, 0, 1, 0, zero), scratch[0, lane], scratch[1, lane],
+                )  # fmt: skip

@@ -246,6 +246,98 @@ def store_number(typingctx, base, offset, value):
     return types.void(base, types.int64, value), codegen
 
 
+def _copy(builder: Any, source: Any, target: Any, item: ir.Type, line: int | None) -> None:
+    raw = builder.load(source, typ=item, align=1)
+    written = builder.store(raw, builder.bitcast(target, item.as_pointer()), align=line or 1)
+    if line is not None:
+        written.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
+
+
+@intrinsic
+def copy_number(typingctx, source, offset, target, target_offset):
+    """Copy one stored number."""
+
+    def codegen(context, builder, sig, args):
+        start = _pointer(context, builder, source, args[0], args[1])
+        end = _pointer(context, builder, target, args[2], args[3])
+        _copy(builder, start, end, _storage_type(source.dtype), None)
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64, target, types.int64), codegen
+
+
+@intrinsic
+def copy_vector(typingctx, source, offset, target, target_offset, like):
+    """Copy stored numbers that lie side by side, as many as the vector `like` has lanes."""
+
+    def codegen(context, builder, sig, args):
+        start = _pointer(context, builder, source, args[0], args[1])
+        end = _pointer(context, builder, target, args[2], args[3])
+        _copy(builder, start, end, ir.VectorType(_storage_type(source.dtype), like.lanes), None)
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64, target, types.int64, like), codegen
+
+
+@intrinsic
+def copy_vector_streaming(typingctx, source, offset, target, target_offset, like):
+    """`copy_vector` past the caches to a multiple of LINE; `drain` must follow."""
+
+    def codegen(context, builder, sig, args):
+        start = _pointer(context, builder, source, args[0], args[1])
+        end = _pointer(context, builder, target, args[2], args[3])
+        _copy(builder, start, end, ir.VectorType(_storage_type(source.dtype), like.lanes), LINE)
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64, target, types.int64, like), codegen
+
+
+@intrinsic
+def transpose(typingctx, source, offset, step, target, target_offset, target_step):
+    """Copy 4 x 4 stored numbers: the k-th of the j-th four to the j-th place of the k-th four.
+
+    Fours start at the offsets plus 0, 1, 2, 3 times the steps; each lies side by side.
+    """
+    item = _storage_type(source.dtype)
+    four = ir.VectorType(item, 4)
+
+    def codegen(context, builder, sig, args):
+        def fours(base_type, base, offset, step):
+            for k in range(4):
+                place = builder.add(offset, builder.mul(step, I64(k)))
+                yield _pointer(context, builder, base_type, base, place)
+
+        def shuffled(x, y, *order):
+            return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, 4), order))
+
+        a, b, c, d = (
+            builder.load(p, typ=four, align=1) for p in fours(source, args[0], args[1], args[2])
+        )
+        ab, cd = shuffled(a, b, 0, 4, 1, 5), shuffled(c, d, 0, 4, 1, 5)
+        ab2, cd2 = shuffled(a, b, 2, 6, 3, 7), shuffled(c, d, 2, 6, 3, 7)
+        columns = [
+            shuffled(ab, cd, 0, 1, 4, 5), shuffled(ab, cd, 2, 3, 6, 7),
+            shuffled(ab2, cd2, 0, 1, 4, 5), shuffled(ab2, cd2, 2, 3, 6, 7),
+        ]  # fmt: skip
+        for column, p in zip(columns, fours(target, args[3], args[4], args[5]), strict=True):
+            _write(builder, column, p)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(source, i64, i64, target, i64, i64), codegen
+
+
+@intrinsic
+def line_aligned(typingctx, base, offset):
+    """Whether a position is a multiple of LINE."""
+
+    def codegen(context, builder, sig, args):
+        start = builder.ptrtoint(_pointer(context, builder, base, args[0], args[1]), I64)
+        return builder.icmp_unsigned("==", builder.and_(start, I64(LINE - 1)), I64(0))
+
+    return types.boolean(base, types.int64), codegen
+
+
 @intrinsic
 def claim(typingctx, counter):
     """Take the next number of a counter that several threads share."""

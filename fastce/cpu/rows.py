@@ -26,10 +26,10 @@ from fastce.cpu.constants import (
 from fastce.cpu.elementary import capped, exp_scale, exp_scaled, log1p, round_to_integer
 from fastce.cpu.jit import device
 from fastce.cpu.memory import (
+    first_line,
     item_size,
     load,
     store,
-    first_line,
     store_streaming,
     zeros,
 )
@@ -413,9 +413,7 @@ def write_gradient(
 
 
 @device
-def write_log_softmax(
-    base, offset, count, step, m, rest, out, out_offset, out_step, streaming
-):
+def write_log_softmax(base, offset, count, step, m, rest, out, out_offset, out_step, streaming):
     """Write (z_j - m) - log1p(rest) for every class; `out` as for `write_gradient`."""
     zero = zeros(base)
     width = lanes(zero)
