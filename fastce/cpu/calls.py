@@ -1,12 +1,12 @@
 """From checked arguments to kernel launches: which kernel, in what chunks, on how many threads."""
 
 import itertools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from fastce._arguments import Options
 from fastce.cpu import binary, curvature, loops
 from fastce.cpu.layout import CHUNK, Layout, blocks, element_blocks, writable
 from fastce.cpu.threads import launch
@@ -23,15 +23,6 @@ class Totals(NamedTuple):
 
     nll: float
     z: float
-
-
-class Options(NamedTuple):
-    """The numbers that shape a loss."""
-
-    ignore_index: int = -100
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-    softcap: float | None = None
 
 
 class Curve(NamedTuple):
@@ -77,22 +68,22 @@ def cross_entropy(
 
     The gradient is that of the sum over rows of upstream * (nll_scale * nll + z_scale * z term).
     """
-    keep = 1.0 - options.label_smoothing
-    spread = options.label_smoothing / logits.shape[axis]
+    ignore_index, smoothing, z_loss, softcap = options[:4]
+    keep = 1.0 - smoothing
+    spread = smoothing / logits.shape[axis]
     hard_weight = weight if soft is None else None
     spread_weight = weight if soft is not None or spread > 0.0 else None
-    lse, entropy, predicted = statistics or (None, None, None)
+    per_row = (hard, upstream, losses, *(statistics or (None, None, None)))
     streaming = _streaming(out, logits)
     nll = z = 0.0
     for first, (z_base, soft_base, out_base), layout in blocks(axis, logits, soft, out):
         outer, inner, classes, chunk, parts, columns, parallel, strides = layout
-        part = _part(first, outer * inner)
+        y, g, *results = _rows(first, outer * inner, *per_row)
         sums = np.empty((parts, 2))
         args = (
-            z_base, part(hard), soft_base, hard_weight, spread_weight, part(upstream),
-            part(losses), part(lse), part(entropy), part(predicted), out_base, sums,
-            nll_scale, z_scale, streaming, options.ignore_index, keep, spread, options.z_loss,
-            options.softcap, outer, inner, classes, chunk, *strides[0], *strides[1], *strides[2],
+            z_base, y, soft_base, hard_weight, spread_weight, g, *results, out_base, sums,
+            nll_scale, z_scale, streaming, ignore_index, keep, spread, z_loss, softcap,
+            outer, inner, classes, chunk, *strides[0], *strides[1], *strides[2],
         )  # fmt: skip
         launch(loops.cross_entropy_columns if columns else loops.cross_entropy_rows, args, parallel)
         nll += _sum(sums[:, 0])
@@ -112,9 +103,9 @@ def softmax(axis: int, x: AnyArray, out: AnyArray, logarithm: bool) -> None:
 def logsumexp(axis: int, x: AnyArray, result: AnyArray) -> None:
     """log of the sum of exp into `result`, one number per row."""
     for first, bases, layout in blocks(axis, x):
-        part = _part(first, layout.outer * layout.inner)
+        rows = _rows(first, layout.outer * layout.inner, result)
         kernel = loops.logsumexp_columns if layout.columns else loops.logsumexp_rows
-        launch(kernel, (*bases, part(result), *_pieces(layout)), layout.parallel)
+        launch(kernel, (*bases, *rows, *_pieces(layout)), layout.parallel)
 
 
 def _pieces(layout: Layout) -> tuple[Any, ...]:
@@ -130,17 +121,12 @@ def _sum(sums: npt.NDArray[np.float64]) -> float:
         return float(sums.sum())
 
 
-def _part(first: int, count: int) -> Callable[[AnyArray | None], AnyArray | None]:
+def _rows(first: int, count: int, *arrays: AnyArray | None) -> list[AnyArray | None]:
     """The rows of per-row arrays that belong to a block."""
-
-    def part(array: AnyArray | None) -> AnyArray | None:
-        if array is None:
-            return None
-        if array.size > count:
-            array = array[first : first + count]
-        return writable(array)
-
-    return part
+    return [
+        a if a is None else writable(a if a.size == count else a[first : first + count])
+        for a in arrays
+    ]
 
 
 def _streaming(out: AnyArray | None, source: AnyArray) -> bool:
@@ -164,13 +150,13 @@ def gradient_hessian(
 ) -> None:
     """Gradient and diagonal curvature of the summed loss into `grad` and `hess`."""
     for first, bases, layout in blocks(axis, logits, grad, hess):
-        part = _part(first, layout.outer * layout.inner)
+        rows = _rows(first, layout.outer * layout.inner, targets, weight)
         kernel = (
             curvature.gradient_hessian_columns
             if layout.columns
             else curvature.gradient_hessian_rows
         )
-        args = (*bases, part(targets), part(weight), *curve, *_pieces(layout))
+        args = (*bases, *rows, *curve, *_pieces(layout))
         launch(kernel, args, layout.parallel)
 
 
@@ -184,11 +170,11 @@ def hessian_vector_product(
 ) -> None:
     """The Hessian of each row's loss times v, into `out`."""
     for first, bases, layout in blocks(axis, logits, v, out):
-        part = _part(first, layout.outer * layout.inner)
+        rows = _rows(first, layout.outer * layout.inner, upstream)
         kernel = (
             curvature.hessian_vector_columns if layout.columns else curvature.hessian_vector_rows
         )
-        args = (*bases, part(upstream), scale, *_pieces(layout))
+        args = (*bases, *rows, scale, *_pieces(layout))
         launch(kernel, args, layout.parallel)
 
 
@@ -208,9 +194,9 @@ def binary_cross_entropy(
     for first, bases, layout in element_blocks(logits, targets, weight, positive, out):
         outer, inner, count = layout[:3]
         sums = np.empty(outer * inner * -(-count // CHUNK))
-        part = _part(first * count, outer * inner * count)
+        rows = _rows(first * count, outer * inner * count, upstream, losses)
         args = (
-            *bases, part(upstream), part(losses), sums, scale, outer, inner, count,
+            *bases, *rows, sums, scale, outer, inner, count,
             min(count, CHUNK), *itertools.chain.from_iterable(layout.strides),
         )  # fmt: skip
         launch(binary.binary_cross_entropy, args, layout.parallel)

@@ -8,7 +8,7 @@ ones are gone through one by one.
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,18 +50,18 @@ class Block(NamedTuple):
     layout: Layout
 
 
-def blocks(axis: int, *arrays: AnyArray | None) -> Iterator[Block]:
+def blocks(axis: int, *arrays: AnyArray | None) -> Iterable[Block]:
     """Divide arrays of one shape (None for an absent one) into blocks; the first one decides."""
     first = arrays[0]
     assert first is not None
     if first.size == 0:
-        return
-    if all(a is None or a.flags.c_contiguous for a in arrays):
-        sizes = tuple(0 if a is None else a.itemsize for a in arrays)
-        bases = tuple(None if a is None else _stored(a.reshape(-1)) for a in arrays)
-        yield Block(0, bases, _contiguous(axis % first.ndim, first.shape, sizes))
-    else:
-        yield from _strided(axis % first.ndim, arrays)
+        return ()
+    for array in arrays:
+        if array is not None and not array.flags.c_contiguous:
+            return _strided(axis % first.ndim, arrays)
+    sizes = tuple([0 if a is None else a.itemsize for a in arrays])
+    bases = tuple([None if a is None else _stored(a.reshape(-1)) for a in arrays])
+    return (Block(0, bases, _contiguous(axis % first.ndim, first.shape, sizes)),)
 
 
 def element_blocks(*arrays: AnyArray | None) -> Iterator[Block]:

@@ -254,11 +254,12 @@ def cross_entropy_columns(
     scratch = np.zeros((6, width))
     tile_memory, z_tile = allocate(logits_base, classes, width)
     tile = address(tile_memory)
-    soft_tile = None
-    h_tile = 0
     if soft_base is not None:
         soft_memory, h_tile = allocate(soft_base, classes, width)
         soft_tile = address(soft_memory)
+    else:
+        soft_tile = None
+        h_tile = 0
     while True:
         part = claim(counter)
         if part >= len(sums):
@@ -279,34 +280,47 @@ def cross_entropy_columns(
                     classes, soft_tile, h_tile, zero,
                 )  # fmt: skip
             m, rest, first = columns.statistics(tile, z_tile, classes, softcap)
-            store(scratch, SPECIAL * row_bytes, None, convert(first, 0.0))
+            if targets is None:
+                store(scratch, SPECIAL * row_bytes, None, convert(first, 0.0))
             for lane in range(width):
                 row = min(i + lane, last)
-                valid = 1.0
                 if targets is not None:
                     y = targets[row]
-                    if y == ignore_index:
-                        valid = 0.0
-                        y = 0
-                    t = keep if weight is None else keep * weight[y]
-                    u = t + (spread if spread_weight_base is None else spread * spread_weight[y])
+                    valid = y != ignore_index
+                    y = where(valid, y, 0)
+                    scratch[SPECIAL, lane] = y
+                    scratch[VALID, lane] = valid
                 else:
                     y = int(scratch[SPECIAL, lane])
-                    t = 0.0
-                    u = _soft_label(soft_tile, h_tile, lane, y, spread_weight, keep, spread, zero)
-                scratch[SPECIAL, lane] = y
+                    scratch[LABEL, lane] = _soft_label(
+                        soft_tile, h_tile, lane, y, spread_weight, keep, spread, zero
+                    )
                 scratch[LOGIT, lane] = load_number(
                     tile, columns.number(tile, z_tile, y, lane, zero)
                 )
-                scratch[TARGET, lane] = t
-                scratch[LABEL, lane] = u
-                scratch[VALID, lane] = valid
-                scratch[RESULT, lane] = 1.0 if upstream is None else upstream[row]
+                if weight is not None:
+                    scratch[TARGET, lane] = keep * weight[y]
+                if targets is not None and spread_weight_base is not None:
+                    scratch[LABEL, lane] = spread * spread_weight[y]
+                if upstream is not None:
+                    scratch[RESULT, lane] = upstream[row]
             z_y = load(scratch, LOGIT * row_bytes, None, wide)
-            t = load(scratch, TARGET * row_bytes, None, wide)
-            u = load(scratch, LABEL * row_bytes, None, wide)
-            valid = load(scratch, VALID * row_bytes, None, wide) != 0.0
-            g = load(scratch, RESULT * row_bytes, None, wide)
+            valid = wide == 0.0
+            t = wide
+            g = wide + 1.0
+            if targets is not None:
+                valid = load(scratch, VALID * row_bytes, None, wide) != 0.0
+                t = wide + keep
+                u = wide + spread
+                if weight is not None:
+                    t = load(scratch, TARGET * row_bytes, None, wide)
+                if spread_weight_base is not None:
+                    u = load(scratch, LABEL * row_bytes, None, wide)
+                u = t + u
+            else:
+                u = load(scratch, LABEL * row_bytes, None, wide)
+            if upstream is not None:
+                g = load(scratch, RESULT * row_bytes, None, wide)
             z_y, slope_y = _capped_number(z_y, softcap, zero)
             gap = wide
             mass = wide
