@@ -156,9 +156,9 @@ def ways(size: int) -> dict[Way, Contestant]:
 
 
 def best(times: dict[Way, Times], move: Move) -> tuple[Way, Times]:
-    """The way with the smallest minimum."""
+    """The way with the smallest median."""
     return min(
-        ((way, t) for way, t in times.items() if way.move == move), key=lambda item: item[1].minimum
+        ((way, t) for way, t in times.items() if way.move == move), key=lambda item: item[1].median
     )
 
 

@@ -7,6 +7,7 @@ from fastce.cpu.elementary import exp_scaled
 from fastce.cpu.jit import device, kernel
 from fastce.cpu.memory import (
     address,
+    address_as,
     claim,
     load,
     load_number,
@@ -116,10 +117,10 @@ def gradient_hessian_columns(
     width = lanes(zero)
     last = outer * inner - 1
     scratch = np.zeros((2, width))
-    tile_memory, z_tile = allocate(logits_base, classes, width)
-    tile = address(tile_memory)
-    hess_memory, h_tile = allocate(hess_base, classes, width)
-    hess_tile = address(hess_memory)
+    tile_memory, z_tile = allocate(classes, width)
+    tile = address_as(tile_memory, logits_base)
+    hess_memory, h_tile = allocate(classes, width)
+    hess_tile = address_as(hess_memory, hess_base)
     tiles = count_tiles(outer, inner, width)
     while True:
         part = claim(counter)
@@ -232,10 +233,10 @@ def hessian_vector_columns(
     width = lanes(zero)
     last = outer * inner - 1
     scratch = np.zeros((2, width))
-    tile_memory, z_tile = allocate(logits_base, classes, width)
-    tile = address(tile_memory)
-    v_memory, v_place = allocate(v_base, classes, width)
-    v_tile = address(v_memory)
+    tile_memory, z_tile = allocate(classes, width)
+    tile = address_as(tile_memory, logits_base)
+    v_memory, v_place = allocate(classes, width)
+    v_tile = address_as(v_memory, v_base)
     tiles = count_tiles(outer, inner, width)
     while True:
         part = claim(counter)

@@ -13,6 +13,7 @@ from fastce.cpu.elementary import capped, log1p
 from fastce.cpu.jit import device, kernel
 from fastce.cpu.memory import (
     address,
+    address_as,
     claim,
     drain,
     load,
@@ -252,14 +253,10 @@ def cross_entropy_columns(
     last = outer * inner - 1
     tiles = count_tiles(outer, inner, width)
     scratch = np.zeros((6, width))
-    tile_memory, z_tile = allocate(logits_base, classes, width)
-    tile = address(tile_memory)
-    if soft_base is not None:
-        soft_memory, h_tile = allocate(soft_base, classes, width)
-        soft_tile = address(soft_memory)
-    else:
-        soft_tile = None
-        h_tile = 0
+    tile_memory, z_tile = allocate(classes, width)
+    tile = address_as(tile_memory, logits_base)
+    soft_memory, h_tile = allocate(0 if soft_base is None else classes, width)
+    soft_tile = address_as(soft_memory, soft_base)
     while True:
         part = claim(counter)
         if part >= len(sums):
@@ -425,8 +422,8 @@ def softmax_columns(
     wide = convert(zero, 0.0)
     width = lanes(zero)
     tiles = count_tiles(outer, inner, width)
-    memory, place = allocate(logits_base, classes, width)
-    tile = address(memory)
+    memory, place = allocate(classes, width)
+    tile = address_as(memory, logits_base)
     while True:
         part = claim(counter)
         if part >= parts:
@@ -480,8 +477,8 @@ def logsumexp_columns(
     width = lanes(zero)
     tiles = count_tiles(outer, inner, width)
     scratch = np.zeros((2, width))
-    memory, place = allocate(x_base, classes, width)
-    tile = address(memory)
+    memory, place = allocate(classes, width)
+    tile = address_as(memory, x_base)
     while True:
         part = claim(counter)
         if part >= parts:

@@ -54,6 +54,22 @@ def address(typingctx, base):
     return pointer(base), codegen
 
 
+@intrinsic
+def address_as(typingctx, memory, base):
+    """The start of an array of bytes as a pointer to what `base` holds; None for no base."""
+    if base is types.none:
+        return types.none(
+            memory, base
+        ), lambda context, builder, sig, args: context.get_dummy_value()
+    pointer = types.CPointer(base.dtype)
+
+    def codegen(context, builder, sig, args):
+        data = context.make_array(memory)(context, builder, args[0]).data
+        return builder.bitcast(data, context.get_value_type(pointer))
+
+    return pointer(memory, base), codegen
+
+
 def _pointer(context: Any, builder: Any, base_type: Any, base: Any, offset: Any) -> Any:
     if isinstance(base_type, types.Array):
         base = context.make_array(base_type)(context, builder, base).data

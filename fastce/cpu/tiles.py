@@ -54,11 +54,10 @@ def tile_rows(tile, outer, inner, width):
 
 
 @device
-def allocate(base, classes, width):
-    """Memory for a tile of numbers stored as in the array `base`, and the offset to use it from."""
-    memory = np.empty(classes * width + LINE, base.dtype)
-    pointer = address(memory)
-    return memory, first_line(pointer, 0) * item_size(pointer)
+def allocate(classes, width):
+    """Memory for a tile of numbers of any type, and the offset to use it from."""
+    memory = np.empty(classes * width * 8 + LINE, np.uint8)
+    return memory, first_line(address(memory), 0)
 
 
 @device
