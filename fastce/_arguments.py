@@ -34,7 +34,7 @@ def remembered(function: Callable[P, R]) -> Callable[P, R]:
     A small call spends more time in checks than in its kernel. Arguments of other types are told
     apart even where they are equal, and those that cannot be hashed are checked each time.
     """
-    cached = functools.lru_cache(maxsize=1024, typed=True)(function)
+    cached: Callable[P, R] = functools.lru_cache(maxsize=1024, typed=True)(function)
 
     @functools.wraps(function)
     def recalled(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -113,7 +113,7 @@ class Signature(NamedTuple):
     axis: int
     classes: int
     rows: tuple[int, ...]
-    count: int  # of rows
+    row_count: int
     dtype: type[np.float32] | type[np.float64]  # what is computed with
     hard: bool  # whether the targets are integers
 

@@ -198,12 +198,17 @@ def fractional_power_of_two(typingctx, rounded):
     the low bits are zero.
     """
     element = element_of(rounded)
-    word = np.uint64 if element == types.float64 else np.uint32
-    floats = np.float64 if element == types.float64 else np.float32
+    word, floats = (
+        (np.uint64, np.float64) if element == types.float64 else (np.uint32, np.float32)
+    )
     shift = _mantissa(rounded) - (STEPS.bit_length() - 1)
-    steps = np.arange(STEPS)
-    powers = np.exp2(steps / STEPS).astype(floats).view(word)
-    table = [int(t) for t in powers - floats(1.0).view(word) - (steps << shift).astype(word)]
+
+    def bits_of(value: float) -> int:
+        return int(np.array(value, floats).view(word))
+
+    one = bits_of(1.0)
+    mask = 2 ** (8 * np.dtype(word).itemsize) - 1
+    table = [(bits_of(2.0 ** (j / STEPS)) - one - (j << shift)) & mask for j in range(STEPS)]
 
     def codegen(context, builder, sig, args):
         words = bits_type(rounded)

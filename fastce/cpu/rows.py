@@ -322,7 +322,9 @@ def cross_entropy(m, rest, z_y, t, gap, mass):
     tail = log1p(rest)
     everything = t + mass
     to_target = where(t == 0.0, 0.0, t * (m - z_y))
-    return to_target + gap + everything * tail, m + tail, everything
+    nll = to_target + gap + everything * tail
+    # Which of several NaN survives is the compiler's choice; results should not show it.
+    return where(nll == nll, nll, np.nan), m + tail, everything
 
 
 @device
