@@ -34,16 +34,17 @@ def remembered(function: Callable[P, R]) -> Callable[P, R]:
     A small call spends more time in checks than in its kernel. Arguments of other types are told
     apart even where they are equal, and those that cannot be hashed are checked each time.
     """
-    cached: Callable[P, R] = functools.lru_cache(maxsize=1024, typed=True)(function)
+    cached: Any = functools.lru_cache(maxsize=1024, typed=True)(function)
 
     @functools.wraps(function)
     def recalled(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return cached(*args, **kwargs)
+            result: R = cached(*args, **kwargs)
         except TypeError:
             if _hashable(args):
                 raise
-        return function(*args, **kwargs)
+            result = function(*args, **kwargs)
+        return result
 
     return recalled
 

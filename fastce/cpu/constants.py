@@ -198,9 +198,7 @@ def fractional_power_of_two(typingctx, rounded):
     the low bits are zero.
     """
     element = element_of(rounded)
-    word, floats = (
-        (np.uint64, np.float64) if element == types.float64 else (np.uint32, np.float32)
-    )
+    word, floats = (np.uint64, np.float64) if element == types.float64 else (np.uint32, np.float32)
     shift = _mantissa(rounded) - (STEPS.bit_length() - 1)
 
     def bits_of(value: float) -> int:
