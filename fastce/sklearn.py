@@ -171,16 +171,12 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         self._check_parameters()
         data = self._data(X, y, sample_weight, None, reset=True)
-        objective = Objective(
-            data, self.l2, self.fit_intercept, curved=self.solver == "newton-cg"
-        )
+        objective = Objective(data, self.l2, self.fit_intercept, curved=self.solver == "newton-cg")
         start = np.zeros(objective.shape)
         if self.warm_start and getattr(self, "coef_", start).shape == (data.classes, X.shape[1]):
             start = self._theta()
         with progress.shown(bool(self.verbose), self.max_iter) as report:
-            found = solvers.minimise(
-                objective, start, self.solver, self.tol, self.max_iter, report
-            )
+            found = solvers.minimise(objective, start, self.solver, self.tol, self.max_iter, report)
         self._keep(found.theta, data.x.dtype)
         self.n_iter_, self.loss_curve_ = found.iterations, found.curve
         self._warn(found, data)
@@ -248,9 +244,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         logits = self._logits(X)
         hard, soft = labels.encoded(y, self.classes_)
-        losses = fastce.cross_entropy(
-            logits, soft if hard is None else hard, ignore_index=-1, reduction="none"
-        ).astype(np.float64)
+        targets: Any = soft if hard is None else hard
+        check_consistent_length(logits, targets)
+        losses = fastce.cross_entropy(logits, targets, ignore_index=-1, reduction="none")
+        losses = losses.astype(np.float64)
         check_consistent_length(losses, sample_weight)
         return -float(losses.sum() if sample_weight is None else np.dot(losses, sample_weight))
 

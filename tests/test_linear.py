@@ -1,4 +1,4 @@
-"""The classifier head: the loss and gradients of logits that are never held whole (issue 5)."""
+"""The classifier head: the loss and gradients of logits that are never held whole."""
 
 import tracemalloc
 
@@ -370,7 +370,7 @@ READ_ONLY.flags.writeable = False
     "arguments, options, kind, message",
     [
         ((X[0], W, Y), {}, ValueError, r"x: expected shape \(rows, features\), got \(19,\)"),
-        ((X, W[:, :3], Y), {}, ValueError, r"weight: expected shape \(classes, 19\).*got \(23, 3\)"),
+        ((X, W[:, :3], Y), {}, ValueError, r"weight: expected shape \(classes, 19\)"),
         ((X, W[:0], Y), {}, ValueError, "weight: expected at least one class"),
         ((X.astype(int), W, Y), {}, TypeError, "x: expected float64, .*got int64"),
         ((X, W > 0, Y), {}, TypeError, "weight: expected float64, .*got bool"),
@@ -381,7 +381,7 @@ READ_ONLY.flags.writeable = False
         ((X, W, Y), {"label_smoothing": 2}, ValueError, r"label_smoothing: expected .*\[0, 1\]"),
         ((X, W, Y), {"skip_below": 1.0}, ValueError, r"skip_below: expected .*\[0, 1\), got 1.0"),
         ((X, W, Y), {"skip_below": np.nan}, ValueError, "skip_below"),
-        ((X, W, Y), {"out": OUT}, ValueError, "out: expected None for dbias where there is no bias"),
+        ((X, W, Y), {"out": OUT}, ValueError, "out: expected None for dbias"),
         ((X, W, Y), {"out": OUT[:2]}, ValueError, r"out: expected \(dx, dweight, dbias\)"),
         ((X, W, Y), {"out": (X, W, None)}, ValueError, "out: dx: expected memory apart from x"),
         ((X, W, Y), {"out": (OUT[0], READ_ONLY, None)}, ValueError, "out: dweight: .*read-only"),

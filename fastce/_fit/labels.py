@@ -10,7 +10,7 @@ from fastce._fit.passes import Array, Data
 def are_soft(y: Any) -> bool:
     """Whether these are distributions: floats with a column for each of two classes or more."""
     y = np.asarray(y)
-    return y.ndim == 2 and y.shape[1] > 1 and y.dtype.kind == "f"
+    return bool(y.ndim == 2 and y.shape[1] > 1 and y.dtype.kind == "f")
 
 
 def classes(y: Array) -> Array:
@@ -58,7 +58,7 @@ def data(x: Any, y: Any, weight: Array | None, classes: Array, class_weight: Any
     if mass is not None:
         weight = mass if weight is None else weight * mass
     if weight is not None and not np.any(weight):
-        raise ValueError("sample_weight: expected a weight above 0, got none")
+        raise ValueError("y, sample_weight: expected a weight above 0, got none")
     return Data(x, hard, soft, weight, len(classes))
 
 

@@ -50,7 +50,7 @@ class Objective:
         """Solver's coordinates of a model."""
         if self._inverse.ndim == 1:
             return (theta / self._inverse).ravel()
-        return np.linalg.solve(self._inverse.T, theta.T).T.ravel()
+        return np.asarray(np.linalg.solve(self._inverse.T, theta.T).T.ravel(), np.float64)
 
     def _apply(self, v: Vector) -> Vector:
         return v * self._inverse if self._inverse.ndim == 1 else v @ self._inverse

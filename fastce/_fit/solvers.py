@@ -42,6 +42,7 @@ def minimise(
     """
     curve: list[float] = []
     v = objective.from_theta(start)
+
     def look(x: Vector) -> _State:
         objective.look(x)
         largest = float(abs(objective.gradient).max(initial=0))
@@ -51,7 +52,7 @@ def minimise(
     curve.append(state.value)
     report(0, state.value, state.gradient)
     if state.gradient <= tol:
-        return Found(state.theta, 0, curve, state.gradient, "gradient")
+        return Found(start, 0, curve, state.gradient, "gradient")
 
     stalled = 0
 
@@ -108,9 +109,13 @@ def _calm_blas(needed: bool) -> Iterator[None]:
 
     blas = ThreadpoolController().select(user_api="blas")
     if needed and len(blas.lib_controllers) > 1:
-        blas = blas.select(filepath=[
-            library.filepath for library in blas.lib_controllers if "scipy.libs" in library.filepath
-        ])
+        blas = blas.select(
+            filepath=[
+                library.filepath
+                for library in blas.lib_controllers
+                if "scipy.libs" in library.filepath
+            ]
+        )
     elif needed:
         yield
         return

@@ -142,7 +142,7 @@ def _add_outer(x, j, features, g, k, out):
 
 
 @device
-def _cross_entropy(z, i, classes, y, soft, s, p, at, like):
+def _cross_entropy(z, i, classes, y, labels, soft, s, p, at, like):
     """Loss of a vector of rows; their logits become gradients, and `p` their probabilities.
 
     The mathematics is that of `rows`, with lanes across rows: nothing cancels.
@@ -153,25 +153,23 @@ def _cross_entropy(z, i, classes, y, soft, s, p, at, like):
         m = maximum(convert(_vector(z, k * ROWS + i, like), 0.0), m)
     bias, floor = exp_scale(0.0, wide)
     rest = wide
-    seen = wide
+    seen = wide  # one more than the class of the first maximum
     gap = wide
     mass = wide
     for k in range(classes):
         value = convert(_vector(z, k * ROWS + i, like), 0.0)
         first = both(value == m, seen == 0.0)
-        seen = where(first, 1.0, seen)
+        seen = where(first, float(k + 1), seen)
         e = exp_scaled(value - m, bias, floor)
         rest = rest + where(first, 0.0, e)
-        h = _label(y, soft, k, i, wide)
+        h = _label(y, labels, soft, k, i, wide)
         gap = gap + where(h == 0.0, 0.0, h * (m - value))
         mass = mass + h
         _put(z, k * ROWS + i, convert(e, like))
-        # where the maximum lies, for the second loop
-        seen = where(first, float(k + 1), seen)
     over = 1.0 / (1.0 + rest)
     for k in range(classes):
         q = convert(_vector(z, k * ROWS + i, like), 0.0) * over
-        h = _label(y, soft, k, i, wide)
+        h = _label(y, labels, soft, k, i, wide)
         top = seen == float(k + 1)
         # mass q - h, as (mass - h) - mass (1 - q) where q is near one
         g = where(top, (mass - h) - mass * (rest * over), mass * q - h)
@@ -182,8 +180,8 @@ def _cross_entropy(z, i, classes, y, soft, s, p, at, like):
 
 
 @device
-def _label(y, soft, k, i, wide):
-    if soft is None:
+def _label(y, labels, soft, k, i, wide):
+    if labels is None:
         return where(_vector(y, i, wide) == float(k), splat(1.0, wide), 0.0)
     return _vector(soft, k * ROWS + i, wide)
 
@@ -227,7 +225,7 @@ def linear_pass(
     z = _aligned(padded * ROWS, weight)
     y = np.zeros(ROWS)
     s = np.zeros(ROWS)
-    soft = None if labels is None else np.zeros(classes * ROWS)
+    soft = np.zeros(classes * ROWS)
     like = zeros(address(weight.reshape(-1)))
     wide = convert(like, 0.0)
     flat_weight = address(weight.reshape(-1))
@@ -266,7 +264,7 @@ def linear_pass(
                 of = _vector(s, i, wide)
                 if hessian is None:
                     loss = loss + _cross_entropy(
-                        z, i, classes, y, soft, of, p, of_block, like
+                        z, i, classes, y, labels, soft, of, p, of_block, like
                     )
                 else:
                     _curved(z, i, classes, of, p, of_block, like)
