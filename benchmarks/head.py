@@ -74,7 +74,9 @@ class Head:
         self.y, other = rng.choice(classes, (2, rows), p=1 / ranks / np.sum(1 / ranks))
         self.x = rng.standard_normal((rows, features), np.float32)
         if peaked:  # one or two candidates in each row, beside the frequency of each class
-            self.x += np.float32(14) * self.weight[self.y] + np.float32(12) * self.weight[other]
+            for classes_, lead in ((self.y, 14), (other, 12)):
+                size = (lead + np.log(ranks[classes_])).astype(np.float32)
+                self.x += size[:, None] * self.weight[classes_]
             self.x[:, 0], self.weight[:, 0] = 1, -np.log(ranks)
         self.out = tuple(np.zeros_like(a) for a in (self.x, self.weight))
 
