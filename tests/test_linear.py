@@ -295,6 +295,19 @@ def test_classes_that_count_are_kept_in_every_kind_of_gradient(pieces):
         assert np.isnan(dw).all()
 
 
+@pytest.mark.parametrize("upstream", [2.0, -2.0])
+def test_exactly_the_classes_below_the_bound_are_skipped(upstream):
+    x, weight, y, _ = problem(bias=False)
+    p = fastce.softmax(3 * x @ weight.T)
+    counts = np.abs(p - np.eye(C)[y]).max(axis=0)
+    bound = float(np.quantile(counts, 0.6))
+    assert (counts[counts > bound] < 100 * bound).all()
+    _, (_, dw, _) = fastce.linear_cross_entropy_and_grad(
+        3 * x, weight, y, grad_output=upstream, skip_below=bound
+    )
+    assert dw.any(axis=1).tolist() == (counts > bound).tolist()
+
+
 def test_skipping_multiplies_less(monkeypatch):
     x, weight, y, _ = peaked(np.dtype("f8"))
     sizes = []
