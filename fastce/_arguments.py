@@ -108,6 +108,28 @@ def class_axis(name: str, shape: tuple[int, ...], axis: int) -> int:
     return axis
 
 
+def linear_layer(
+    x: npt.ArrayLike, weight: npt.ArrayLike, bias: npt.ArrayLike | None
+) -> tuple[AnyArray, AnyArray, AnyArray | None]:
+    """What makes the logits x W^T + b: shapes (rows, features), (classes, features), (classes,)."""
+    x, weight = float_array("x", x), float_array("weight", weight)
+    if x.ndim != 2:
+        raise ValueError(f"x: expected shape (rows, features), got {x.shape}")
+    if weight.ndim != 2 or weight.shape[1] != x.shape[1]:
+        raise ValueError(
+            f"weight: expected shape (classes, {x.shape[1]}) for x of shape {x.shape}, "
+            f"got {weight.shape}"
+        )
+    if not len(weight):
+        raise ValueError(f"weight: expected at least one class, got shape {weight.shape}")
+    if bias is None:
+        return x, weight, None
+    bias = float_array("bias", bias)
+    if bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias: expected shape {weight.shape[:1]}, got {bias.shape}")
+    return x, weight, bias
+
+
 class Signature(NamedTuple):
     """What the dtypes and shapes of a call mean."""
 
@@ -277,6 +299,14 @@ def _softcap(value: float | None) -> float | None:
     number = _number("softcap", value)
     if not 0.0 < number < math.inf:
         raise ValueError(f"softcap: expected a positive finite number or None, got {value}")
+    return number
+
+
+def skip_below(value: float) -> float:
+    """A number in [0, 1)."""
+    number = _number("skip_below", value)
+    if not 0.0 <= number < 1.0:
+        raise ValueError(f"skip_below: expected a number in [0, 1), got {value}")
     return number
 
 
