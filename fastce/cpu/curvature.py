@@ -9,6 +9,7 @@ from fastce.cpu.memory import (
     address,
     address_as,
     claim,
+    hold,
     load,
     load_number,
     store,
@@ -125,6 +126,8 @@ def gradient_hessian_columns(
     while True:
         part = claim(counter)
         if part >= parts:
+            hold(tile_memory)
+            hold(hess_memory)
             return
         for number in range(part * chunk, min((part + 1) * chunk, tiles)):
             i, skip, stop = tile_rows(number, outer, inner, width)
@@ -241,6 +244,8 @@ def hessian_vector_columns(
     while True:
         part = claim(counter)
         if part >= parts:
+            hold(tile_memory)
+            hold(v_memory)
             return
         for number in range(part * chunk, min((part + 1) * chunk, tiles)):
             i, skip, stop = tile_rows(number, outer, inner, width)

@@ -16,6 +16,7 @@ from fastce.cpu.memory import (
     address_as,
     claim,
     drain,
+    hold,
     load,
     load_number,
     store,
@@ -262,6 +263,8 @@ def cross_entropy_columns(
         if part >= len(sums):
             if out_base is not None:
                 drain()
+            hold(tile_memory)
+            hold(soft_memory)
             return
         nll_sum = 0.0
         z_sum = 0.0
@@ -428,6 +431,7 @@ def softmax_columns(
         part = claim(counter)
         if part >= parts:
             drain()
+            hold(memory)
             return
         for number in range(part * chunk, min((part + 1) * chunk, tiles)):
             i, skip, stop = tile_rows(number, outer, inner, width)
@@ -482,6 +486,7 @@ def logsumexp_columns(
     while True:
         part = claim(counter)
         if part >= parts:
+            hold(memory)
             return
         for number in range(part * chunk, min((part + 1) * chunk, tiles)):
             i, skip, stop = tile_rows(number, outer, inner, width)

@@ -55,6 +55,12 @@ def address(typingctx, base):
 
 
 @intrinsic
+def hold(typingctx, memory):
+    """Hold on to an array up to here: a bare pointer to it does not."""
+    return types.void(memory), lambda context, builder, sig, args: context.get_dummy_value()
+
+
+@intrinsic
 def address_as(typingctx, memory, base):
     """The start of an array of bytes as a pointer to what `base` holds; None for no base."""
     if base is types.none:

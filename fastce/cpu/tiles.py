@@ -55,7 +55,7 @@ def tile_rows(tile, outer, inner, width):
 
 @device
 def allocate(classes, width):
-    """Memory for a tile of numbers of any type, and the offset to use it from."""
+    """Memory for a tile of numbers of any type, to `hold`, and the offset to use it from."""
     memory = np.empty(classes * width * 8 + LINE, np.uint8)
     return memory, first_line(address(memory), 0)
 
