@@ -266,23 +266,3 @@ def test_bfloat16_views_keep_their_dtype():
     z = draw((4, 6), ml_dtypes.bfloat16)
     _, grad = fastce.cross_entropy_and_grad(z[:, ::-1], np.zeros(4, int))
     assert grad.dtype == ml_dtypes.bfloat16
-
-
-MEMORY = """
-import numpy as np
-import fastce
-
-z = np.random.default_rng(0).standard_normal((3, 21, 40, 40))
-y = np.zeros((3, 40, 40), np.int64)
-fastce.cross_entropy_and_grad(z, y, axis=1)
-fastce.cross_entropy_and_grad(z, abs(z), axis=1)
-fastce.softmax(z, axis=1)
-fastce.logsumexp(z, axis=1)
-fastce.gradient_hessian(z, y, axis=1)
-fastce.hessian_vector_product(z, z, axis=1)
-"""
-
-
-def test_kernels_hold_on_to_their_memory(python):
-    """Memory that is given back too early leaves the process, which then crashes on using it."""
-    python(MEMORY, MALLOC_MMAP_THRESHOLD_="4096")
