@@ -18,8 +18,9 @@ AnyArray = npt.NDArray[Any]
 Strides = tuple[int, int, int | None]  # bytes between outer rows, inner rows, classes
 
 # Below this many classes lanes run across rows even where the classes lie side by side: measured,
-# the row-wise kernel's fixed cost per row outweighs what the tiles cost.
-FEW_CLASSES = 32
+# the row-wise kernel's fixed cost per row outweighs what the tiles cost (57 classes: 27 ms against
+# 10; 100: 15 and 13, with the gradient 21 and 26; 160: 10 and 17).
+FEW_CLASSES = 64
 # Above this many classes a tile of rows would not fit the second-level cache.
 MOST_CLASSES = 8192
 # Logits per chunk: what a thread claims at a time, some ten microseconds of work.  Results depend
