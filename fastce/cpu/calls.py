@@ -16,9 +16,9 @@ AnyArray = npt.NDArray[Any]
 # Bytes of a result from which it is written past the caches: measured, that saves a third of the
 # time of copying beyond the last-level cache and costs half of it within.
 STREAMED = 32 << 20
-# Bytes of a row from which it pays: the ends of a row are written the ordinary way, and a line that
-# is written in both ways costs a trip to memory (57 classes took five times as long, 813 twice, 3000
-# as long, 11000 four fifths).
+# Bytes of a row from which it pays: the ends of a row are written the ordinary way, and a line
+# that is written in both ways costs a trip to memory (57 classes took five times as long, 813
+# twice, 3000 as long, 11000 four fifths).
 STREAMED_ROW = 16 << 10
 
 
