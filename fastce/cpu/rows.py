@@ -48,6 +48,7 @@ from fastce.cpu.vector import (
 )
 
 BLOCK = 512  # classes per block: 8 float32 additions a lane, then float64
+SPAN = 8  # vectors whose terms are added up in float32 before they move on to float64
 # How far a maximum may exceed the reference that exponentials are scaled for: lifted by 2**64 and
 # summed in blocks, they stay below 2**127.
 LEAD = 40.0
@@ -278,11 +279,17 @@ def gaps(base, offset, count, step, softcap, m, soft, soft_offset, soft_step, we
     whole = count - count % width
     gap = convert(zero, 0.0)
     mass = gap
-    for j in range(0, whole, width):
-        u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
-        z = _classes(base, offset, j, step, softcap)
-        gap = gap + convert(weighted_gap(u, m, z), 0.0)
-        mass = mass + convert(u, 0.0)
+    span = SPAN * width
+    for start in range(0, whole, span):
+        part = zero
+        part_mass = zero
+        for j in range(start, min(start + span, whole), width):
+            u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
+            z = _classes(base, offset, j, step, softcap)
+            part = part + weighted_gap(u, m, z)
+            part_mass = part_mass + u
+        gap = gap + convert(part, 0.0)
+        mass = mass + convert(part_mass, 0.0)
     if whole < count:
         j = count - width
         u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
