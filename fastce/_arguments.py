@@ -4,7 +4,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,9 @@ _LARGEST = float(np.finfo(np.float32).max)
 _REDUCTIONS = ("mean", "sum", "none")
 
 
-def _hashable(value: object) -> bool:
+def _hashable(values: tuple[object, ...]) -> bool:
     try:
-        hash(value)
+        hash(values)
     except TypeError:
         return False
     return True
@@ -39,12 +39,11 @@ def remembered(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def recalled(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            result: R = cached(*args, **kwargs)
+            return cast(R, cached(*args, **kwargs))
         except TypeError:
             if _hashable(args):
                 raise
-            result = function(*args, **kwargs)
-        return result
+        return function(*args, **kwargs)
 
     return recalled
 
@@ -314,7 +313,7 @@ def check_reduction(value: str) -> Reduction:
     """One of the three reductions."""
     if value not in _REDUCTIONS:
         raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {value!r}")
-    return value  # type: ignore[return-value]
+    return cast(Reduction, value)
 
 
 def _normalizer(value: float | None, reduction: str) -> float | None:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from fastce._arguments import Options
 from fastce.cpu import binary, curvature, loops
+from fastce.cpu import softmax as softmaxes
 from fastce.cpu.layout import CHUNK, Layout, blocks, element_blocks, writable
 from fastce.cpu.threads import launch
 
@@ -99,7 +100,7 @@ def softmax(axis: int, x: AnyArray, out: AnyArray, logarithm: bool) -> None:
     """softmax of x, or its logarithm, into `out`."""
     streaming = _streaming(out, x, axis)
     for _, bases, layout in blocks(axis, x, out):
-        kernel = loops.softmax_columns if layout.columns else loops.softmax_rows
+        kernel = softmaxes.softmax_columns if layout.columns else softmaxes.softmax_rows
         args = (*bases, streaming, logarithm or None, *_pieces(layout))
         launch(kernel, args, layout.parallel)
 
@@ -108,7 +109,7 @@ def logsumexp(axis: int, x: AnyArray, result: AnyArray) -> None:
     """log of the sum of exp into `result`, one number per row."""
     for first, bases, layout in blocks(axis, x):
         rows = _rows(first, layout.outer * layout.inner, result)
-        kernel = loops.logsumexp_columns if layout.columns else loops.logsumexp_rows
+        kernel = softmaxes.logsumexp_columns if layout.columns else softmaxes.logsumexp_rows
         launch(kernel, (*bases, *rows, *_pieces(layout)), layout.parallel)
 
 

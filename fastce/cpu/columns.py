@@ -5,17 +5,10 @@ A tile (see `tiles`) is a base and the offset where class 0 of the rows starts.
 
 import numpy as np
 
-from fastce.cpu.constants import (
-    constant,
-)
+from fastce.cpu.constants import constant
 from fastce.cpu.elementary import capped, exp_scale, exp_scaled, log1p
 from fastce.cpu.jit import device
-from fastce.cpu.memory import (
-    item_size,
-    load,
-    store,
-    zeros,
-)
+from fastce.cpu.memory import item_size, load, store, zeros
 from fastce.cpu.rows import (
     gradient_scale,
     lifted_scale,
@@ -23,14 +16,7 @@ from fastce.cpu.rows import (
     scaled_maximum,
     weighted_gap,
 )
-from fastce.cpu.vector import (
-    convert,
-    fma,
-    lanes,
-    maximum,
-    splat,
-    where,
-)
+from fastce.cpu.vector import convert, fma, lanes, maximum, splat, where
 
 SPAN = 8  # classes: 4 float32 additions a lane, twice, before the sum moves on to float64
 

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastce.cpu.constants import X86
+from fastce.cpu.constants import CONVERTS_FLOAT16, X86
 from fastce.cpu.vector import (
     BITS,
     ELEMENTS,
@@ -82,44 +82,89 @@ def _pointer(context: Any, builder: Any, base_type: Any, base: Any, offset: Any)
     return builder.gep(base, [offset], source_etype=ir.IntType(8))
 
 
+def _past_the_caches(builder: Any, stored: Any) -> None:
+    stored.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
+
+
 def _write(builder: Any, value: Any, pointer: Any) -> None:
     builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=1)
 
 
+def _shaped(ty: ir.Type, like: ir.Type) -> ir.Type:
+    """`ty`, or as many of it as the vector type `like` has lanes."""
+    return ir.VectorType(ty, like.count) if isinstance(like, ir.VectorType) else ty
+
+
 def _decode(builder: Any, raw: Any, storage: types.Type) -> Any:
     """Stored bits to the numbers that are computed with."""
-    count = raw.type.count if isinstance(raw.type, ir.VectorType) else None
-
-    def shaped(ty: ir.Type) -> ir.Type:
-        return ty if count is None else ir.VectorType(ty, count)
-
+    floats, words = _shaped(ir.FloatType(), raw.type), _shaped(I32, raw.type)
     if storage == types.uint16:
-        return builder.fpext(builder.bitcast(raw, shaped(ir.HalfType())), shaped(ir.FloatType()))
+        if CONVERTS_FLOAT16:
+            return builder.fpext(builder.bitcast(raw, _shaped(ir.HalfType(), raw.type)), floats)
+        return _decode_float16(builder, raw, floats, words)
     if storage == types.int16:
-        bits = builder.zext(raw, shaped(I32))
-        bits = builder.shl(bits, filled(16, shaped(I32)))
-        return builder.bitcast(bits, shaped(ir.FloatType()))
+        bits = builder.shl(builder.zext(raw, words), filled(16, words))
+        return builder.bitcast(bits, floats)
     return raw
 
 
 def _encode(builder: Any, value: Any, storage: types.Type) -> Any:
     """Numbers to stored bits, rounded to nearest even."""
-    count = value.type.count if isinstance(value.type, ir.VectorType) else None
-
-    def shaped(ty: ir.Type) -> ir.Type:
-        return ty if count is None else ir.VectorType(ty, count)
-
+    halves, words = _shaped(I16, value.type), _shaped(I32, value.type)
     if storage == types.uint16:
-        return builder.bitcast(builder.fptrunc(value, shaped(ir.HalfType())), shaped(I16))
+        if CONVERTS_FLOAT16:
+            half = builder.fptrunc(value, _shaped(ir.HalfType(), value.type))
+            return builder.bitcast(half, halves)
+        return builder.trunc(_encode_float16(builder, value, words), halves)
     if storage == types.int16:
-        words = shaped(I32)
         bits = builder.bitcast(value, words)
-        odd = builder.and_(builder.lshr(bits, filled(16, words)), filled(1, words))
-        rounded = builder.add(builder.add(bits, odd), filled(0x7FFF, words))
         quiet = builder.or_(bits, filled(0x400000, words))  # rounding could turn NaN to inf
+        rounded = _round_bits(builder, bits, 16, words)
         bits = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
-        return builder.trunc(builder.lshr(bits, filled(16, words)), shaped(I16))
+        return builder.trunc(builder.lshr(bits, filled(16, words)), halves)
     return value
+
+
+def _round_bits(builder: Any, bits: Any, dropped: int, words: ir.Type) -> Any:
+    """What the bits above the lowest `dropped` become when rounded to nearest even."""
+    odd = builder.and_(builder.lshr(bits, filled(dropped, words)), filled(1, words))
+    return builder.add(builder.add(bits, odd), filled((1 << (dropped - 1)) - 1, words))
+
+
+def _decode_float16(builder: Any, raw: Any, floats: ir.Type, words: ir.Type) -> Any:
+    """For processors that do not convert float16: LLVM would call a function that is not there.
+
+    Read as bits of a float32 the exponent is too small by 112, which a multiplication mends,
+    denormals included.
+    """
+    bits = builder.zext(raw, words)
+    sign = builder.shl(builder.and_(bits, filled(0x8000, words)), filled(16, words))
+    size = builder.shl(builder.and_(bits, filled(0x7FFF, words)), filled(13, words))
+    scaled = builder.fmul(builder.bitcast(size, floats), filled(2.0**112, floats))
+    finite = builder.bitcast(scaled, words)
+    special = builder.or_(size, filled(0x7F800000, words))  # infinity or NaN
+    known = builder.icmp_unsigned("<", size, filled(0x7C00 << 13, words))
+    return builder.bitcast(builder.or_(builder.select(known, finite, special), sign), floats)
+
+
+def _encode_float16(builder: Any, value: Any, words: ir.Type) -> Any:
+    bits = builder.bitcast(value, words)
+    sign = builder.and_(builder.lshr(bits, filled(16, words)), filled(0x8000, words))
+    size = builder.and_(bits, filled(0x7FFFFFFF, words))
+    normal = builder.sub(_round_bits(builder, size, 13, words), filled(112 << 23, words))
+    normal = builder.lshr(normal, filled(13, words))
+    # Beside one half the last place of a float32 is that of a denormal float16.
+    shifted = builder.fadd(builder.bitcast(size, value.type), filled(0.5, value.type))
+    small = builder.sub(builder.bitcast(shifted, words), filled(0x3F000000, words))
+    payload = builder.and_(builder.lshr(size, filled(13, words)), filled(0x3FF, words))
+    nan = builder.or_(payload, filled(0x7E00, words))
+
+    def above(bound: int) -> Any:
+        return builder.icmp_unsigned(">", size, filled(bound, words))
+
+    half = builder.select(above(0x387FFFFF), normal, small)
+    half = builder.select(above(0x477FEFFF), filled(0x7C00, words), half)  # from 65520 on: infinity
+    return builder.or_(builder.select(above(0x7F800000), nan, half), sign)
 
 
 def _storage_type(storage: types.Type) -> ir.Type:
@@ -208,7 +253,7 @@ def store_streaming(typingctx, base, offset, value):
         raw = _encode(builder, args[2], storage)
         start = _pointer(context, builder, base, args[0], args[1])
         written = builder.store(raw, builder.bitcast(start, raw.type.as_pointer()), align=LINE)
-        written.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
+        _past_the_caches(builder, written)
         return context.get_dummy_value()
 
     return types.void(base, types.int64, value), codegen
@@ -268,22 +313,27 @@ def store_number(typingctx, base, offset, value):
     return types.void(base, types.int64, value), codegen
 
 
-def _copy(builder: Any, source: Any, target: Any, item: ir.Type, line: int | None) -> None:
-    raw = builder.load(source, typ=item, align=1)
-    written = builder.store(raw, builder.bitcast(target, item.as_pointer()), align=line or 1)
-    if line is not None:
-        written.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
+def _copy(
+    context: Any, builder: Any, sig: Any, args: Any, item: ir.Type, *, streaming: bool
+) -> Any:
+    """Copy one `item` from the first base and offset to the second."""
+    start = _pointer(context, builder, sig.args[0], args[0], args[1])
+    end = _pointer(context, builder, sig.args[2], args[2], args[3])
+    end = builder.bitcast(end, item.as_pointer())
+    raw = builder.load(start, typ=item, align=1)
+    written = builder.store(raw, end, align=LINE if streaming else 1)
+    if streaming:
+        _past_the_caches(builder, written)
+    return context.get_dummy_value()
 
 
 @intrinsic
 def copy_number(typingctx, source, offset, target, target_offset):
     """Copy one stored number."""
+    item = _storage_type(source.dtype)
 
     def codegen(context, builder, sig, args):
-        start = _pointer(context, builder, source, args[0], args[1])
-        end = _pointer(context, builder, target, args[2], args[3])
-        _copy(builder, start, end, _storage_type(source.dtype), None)
-        return context.get_dummy_value()
+        return _copy(context, builder, sig, args, item, streaming=False)
 
     return types.void(source, types.int64, target, types.int64), codegen
 
@@ -291,12 +341,10 @@ def copy_number(typingctx, source, offset, target, target_offset):
 @intrinsic
 def copy_vector(typingctx, source, offset, target, target_offset, like):
     """Copy stored numbers that lie side by side, as many as the vector `like` has lanes."""
+    item = ir.VectorType(_storage_type(source.dtype), like.lanes)
 
     def codegen(context, builder, sig, args):
-        start = _pointer(context, builder, source, args[0], args[1])
-        end = _pointer(context, builder, target, args[2], args[3])
-        _copy(builder, start, end, ir.VectorType(_storage_type(source.dtype), like.lanes), None)
-        return context.get_dummy_value()
+        return _copy(context, builder, sig, args, item, streaming=False)
 
     return types.void(source, types.int64, target, types.int64, like), codegen
 
@@ -304,12 +352,10 @@ def copy_vector(typingctx, source, offset, target, target_offset, like):
 @intrinsic
 def copy_vector_streaming(typingctx, source, offset, target, target_offset, like):
     """`copy_vector` past the caches to a multiple of LINE; `drain` must follow."""
+    item = ir.VectorType(_storage_type(source.dtype), like.lanes)
 
     def codegen(context, builder, sig, args):
-        start = _pointer(context, builder, source, args[0], args[1])
-        end = _pointer(context, builder, target, args[2], args[3])
-        _copy(builder, start, end, ir.VectorType(_storage_type(source.dtype), like.lanes), LINE)
-        return context.get_dummy_value()
+        return _copy(context, builder, sig, args, item, streaming=True)
 
     return types.void(source, types.int64, target, types.int64, like), codegen
 

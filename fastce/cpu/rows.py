@@ -20,9 +20,7 @@ A row lies in memory `offset` bytes from a base (see `vector`), `step` bytes fro
 
 import numpy as np
 
-from fastce.cpu.constants import (
-    constant,
-)
+from fastce.cpu.constants import constant
 from fastce.cpu.elementary import capped, exp_scale, exp_scaled, log1p, round_to_integer
 from fastce.cpu.jit import device
 from fastce.cpu.memory import (
