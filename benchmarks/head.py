@@ -2,11 +2,11 @@
 
     python -m benchmarks.head [--quick] [--json]
 
-Contestants take turns in one run; times are minima over turns.  The floor of the head is what it
-cannot do without: the three matrix products by the same BLAS, logits held whole; for the loss alone
-one of them.  Estimators are timed at equal final loss: each with the loosest tolerance of powers of
-ten with which it comes within a relative 1e-8 (float64) or 1e-5 (float32) of the best minimum that
-any has found.
+Contestants take turns in one run; ratios are medians of the ratios within a turn.  The floor of the
+head is what it cannot do without: the three matrix products by the same BLAS, logits held whole;
+for the loss alone one of them.  Estimators are timed at equal final loss: each with the loosest
+tolerance of powers of ten with which it comes within a relative 1e-8 (float64) or 1e-5 (float32) of
+the best minimum that any has found.
 """
 
 import argparse
@@ -27,6 +27,9 @@ from benchmarks.cases import Array
 from benchmarks.memory import extra
 from benchmarks.timing import Contestant, Times, alternately
 from fastce._cli import terminal
+
+# Seconds between contestants: threads of BLAS spin for some 25 ms after their work.
+PAUSE = 0.1
 
 
 class Row(NamedTuple):
@@ -147,7 +150,7 @@ def heads(shape: tuple[int, int, int], turns: int) -> Iterator[Row]:
             for key, call in (("eager", eager), ("own", own))
             if call is not None
         }
-    found = alternately(contestants, turns=turns, seconds=0.0)
+    found = alternately(contestants, turns=turns, seconds=0.0, pause=PAUSE)
     yield _ratio(name, "loss / one product", found, "loss", "product", 1.08)
     yield _ratio(name, "gradients / three products", found, "gradients", "products", 1.08)
     limit = max(64e6, 0.05 * head.logits.nbytes)
@@ -174,7 +177,7 @@ def peaked(shape: tuple[int, int, int], turns: int) -> Iterator[Row]:
     contestants |= {
         key: Contestant(functools.partial(head.gradients, bound)) for key, bound in bounds.items()
     }
-    found = alternately(contestants, turns=turns, seconds=0.0)
+    found = alternately(contestants, turns=turns, seconds=0.0, pause=PAUSE)
     yield _ratio(name, "gradients / three products", found, "plain", "products", None)
     exact = [a.copy() for a in head.gradients()[1][:2]]
     for key, bound in bounds.items():
@@ -189,7 +192,7 @@ def peaked(shape: tuple[int, int, int], turns: int) -> Iterator[Row]:
 def _ratio(
     case: str, measure: str, found: dict[str, Times], ours: str, theirs: str, target: float | None
 ) -> Row:
-    value = found[ours].minimum / found[theirs].minimum
+    value = found[ours].over(found[theirs])
     if target is None:
         return Row(case, measure, value, "", None)
     return Row(case, measure, value, f"<= {target:g}", value <= target)
@@ -314,7 +317,7 @@ def fits(data: tuple[Any, ...], plan: Plan, target: float) -> Iterator[Row]:
         if tol is not None and seconds[way, tol] < 20
     }
     found = {way: t.minimum for way, t in alternately(
-        contestants, turns=plan.fit_turns, seconds=0.0).items()}  # fmt: skip
+        contestants, turns=plan.fit_turns, seconds=0.0, pause=PAUSE).items()}  # fmt: skip
     for way, tol in reached.items():  # the slow ones are timed by their trial
         if tol is not None and way not in found:
             found[way] = seconds[way, tol]
