@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastce import _arguments as arguments
+from fastce import cpu
 from fastce._arguments import AnyArray
 
 
@@ -67,8 +68,6 @@ def logsumexp(
     >>> print(f"{fastce.logsumexp(np.array([0.0, -40.0]), axis=None):.4e}")
     4.2484e-18
     """
-    from fastce.cpu import calls
-
     array = arguments.float_or_integer_array("x", x)
     axes = arguments.reduced_axes("x", array, axis)
     kept = tuple(1 if k in axes else size for k, size in enumerate(array.shape))
@@ -80,7 +79,7 @@ def logsumexp(
     if array.shape[axis] == 0:
         result.fill(-np.inf)
     else:
-        calls.logsumexp(axis, array, result.reshape(-1))
+        cpu.calls.logsumexp(axis, array, result.reshape(-1))
     return result if keepdims else result.squeeze(axes)[()]
 
 
@@ -182,10 +181,8 @@ def log_softmax(x: npt.ArrayLike, *, axis: int = -1, out: AnyArray | None = None
 
 
 def _softmax(x: npt.ArrayLike, axis: int, out: AnyArray | None, logarithm: bool) -> AnyArray:
-    from fastce.cpu import calls
-
     array = arguments.float_or_integer_array("x", x)
     axis = arguments.class_axis("x", array.shape, axis)
     out = arguments.output(out, array, "x")
-    calls.softmax(axis, array, out, logarithm)
+    cpu.calls.softmax(axis, array, out, logarithm)
     return out
