@@ -54,11 +54,11 @@ class Call:
         self, name: str, logits: npt.ArrayLike, targets: npt.ArrayLike, axis: int,
         weight: npt.ArrayLike | None, options: arguments.Options,
     ) -> None:  # fmt: skip
-        z, labels = np.asarray(logits), np.asarray(targets)
+        self.logits = z = arguments.native(np.asarray(logits))
+        labels = np.asarray(targets)
         self.axis, self.classes, self.rows, rows, self.dtype, hard = arguments.signature(
             name, z.dtype, z.shape, axis, labels.dtype, labels.shape, options.ignore_index
         )
-        self.logits = z = arguments.native(z)
         self.options = options
         self.weight = arguments.class_weight("weight", weight, self.classes, z.dtype)
         self.hard: npt.NDArray[np.int64] | None = None
