@@ -35,8 +35,8 @@ Examples
 >>> print(f"{shards.finish(total).loss:.6f} {fastce.cross_entropy(logits, targets):.6f}")
 1.312686 1.312686
 >>> print(shards.grad(right, targets, total, class_offset=2).round(4))
-[[ 0.0079  0.431 ]
- [ 0.0436  0.1184]]
+[[0.0076 0.4155]
+ [0.0436 0.1184]]
 """
 
 import dataclasses
