@@ -74,7 +74,7 @@ class LinearSlice:
         self, total: shards.Partial, options: arguments.Options, upstream: arguments.Upstream
     ) -> Gradients:
         """dx of the slice's classes, dweight and dbias, in the dtype that is computed with."""
-        weights, count, _ = shards.divisors(total, options)
+        weights, count = shards.divisors(total, options)
         z_loss = options.z_loss * weights * inverse(count)
         scalar, per_row = upstream[0] * inverse(weights), upstream[1]
         dx, dweight = np.empty(self.x.shape, self._wide.dtype), np.zeros_like(self._wide)

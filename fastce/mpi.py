@@ -267,16 +267,13 @@ def total_weight(
     1.5
     """
     comm = MPI.COMM_WORLD if comm is None else comm
-    found, call = None, None
+    error, local = None, 0.0
     try:
-        shape = (*np.shape(targets), arguments.integer("classes", classes))
-        logits = np.broadcast_to(np.float64(0), shape)  # its shape is all that is looked at
-        options = arguments.options(ignore_index, 0.0, 0.0, None, "sum", None)
-        call = losses.Call("classes", logits, np.asarray(targets), -1, weight, options)
-    except _RAISED as error:
-        found = error
-    local = 0.0 if call is None else float(call.total_weight)
-    return _agree(comm, found, (classes, ignore_index), local)[0]
+        classes = arguments.integer("classes", classes)
+        local = shards.target_sums(targets, classes, weight, ignore_index).weight
+    except _RAISED as found:
+        error = found
+    return _agree(comm, error, (classes, ignore_index), local)[0]
 
 
 def data_parallel_cross_entropy_and_grad(

@@ -52,7 +52,7 @@ from fastce.cpu import calls
 from fastce.cpu import shards as kernels
 from fastce.cpu.layout import blocks, writable
 from fastce.cpu.threads import launch
-from fastce.losses import inverse
+from fastce.losses import Call, inverse
 
 Records = npt.NDArray[np.float64]
 
@@ -377,18 +377,73 @@ def finish(
     options = arguments.options(
         terms.ignore_index, terms.label_smoothing, z_loss, terms.softcap, reduction, normalizer
     )
-    weight, count, total_weight = divisors(total, options)
+    sums, losses, lse, predicted = _finished(total, options.z_loss)
+    loss = losses if reduction == "none" else sums.loss(options, terms.dtype)
+    return ShardedLoss(loss, lse, predicted, sums.weight)
+
+
+class Sums(NamedTuple):
+    """What rows add up to; those of all rows are the sums over parts of them."""
+
+    nll: float
+    z: float
+    weight: float
+    rows: float
+
+    def divisors(self, options: arguments.Options) -> tuple[float, float]:
+        """What the losses and the z-loss terms are divided by."""
+        if options.reduction != "mean":
+            return 1.0, 1.0
+        if options.normalizer is not None:
+            return options.normalizer, options.normalizer
+        return self.weight, self.rows
+
+    def loss(self, options: arguments.Options, dtype: np.dtype[Any]) -> Any:
+        """The reduced loss."""
+        weight, count = self.divisors(options)
+        value = self.nll / weight + (self.z / count if self.z else 0.0) if weight else math.nan
+        return arguments.scalar(value, dtype.type)
+
+
+def row_sums(total: Partial, z_loss: float = 0.0) -> Sums:
+    """Sum losses, z-loss terms and weights over the rows, as "mean" is made of them."""
+    return _finished(total, z_loss)[0]
+
+
+def target_sums(
+    targets: npt.ArrayLike, classes: int, weight: npt.ArrayLike | None, ignore_index: int
+) -> Sums:
+    """Weights and number of targets alone, without losses; the weights are those of all classes."""
+    logits = np.broadcast_to(np.float64(0), (*np.shape(targets), classes))  # for its shape alone
+    options = arguments.options(ignore_index, 0.0, 0.0, None, "sum", None)
+    call = Call("classes", logits, np.asarray(targets), -1, weight, options)
+    return Sums(0.0, 0.0, float(call.total_weight), float(call.count))
+
+
+def _finished(
+    total: Partial, z_loss: float
+) -> tuple[Sums, AnyArray, AnyArray, npt.NDArray[np.int64]]:
+    """Sums over rows, and loss, log-sum-exp and prediction of each."""
+    terms = total.terms
+    sums = _weighed(total)
     losses, lse = np.empty(total.rows, terms.dtype), np.empty(total.rows, terms.dtype)
     predicted = np.empty(total.rows, np.int64)
     nll, z = kernels.finish(
-        total.records[:-1], terms.dtype.type(0), 1.0 - terms.label_smoothing, options.z_loss,
+        total.records[:-1], terms.dtype.type(0), 1.0 - terms.label_smoothing, z_loss,
         losses.reshape(-1), lse.reshape(-1), predicted.reshape(-1),
     )  # fmt: skip
-    loss: Any = losses
-    if reduction != "none":
-        value = nll / weight + (z / count if z else 0.0) if weight else math.nan
-        loss = arguments.scalar(value, terms.dtype.type)
-    return ShardedLoss(loss, lse, predicted, total_weight)
+    return sums._replace(nll=nll, z=z), losses, lse, predicted
+
+
+def _weighed(total: Partial) -> Sums:
+    """Weights and number of rows; refuses what is not all classes."""
+    if total.covered != total.terms.classes:
+        raise ValueError(
+            f"total: expected partials of all {total.terms.classes} classes merged, "
+            f"got {total.covered} of them"
+        )
+    count, weight = kernels.totals(total.records[:-1])
+    return Sums(0.0, 0.0, weight if total.terms.hard else float(count), float(count))
 
 
 def grad(
@@ -456,7 +511,7 @@ def grad(
         out, part.logits, targets=part.soft if part.hard is None else part.hard,
         weight=part.weight, grad_output=per_row, total=total.records,
     )  # fmt: skip
-    weights, count, _ = divisors(total, options)
+    weights, count = divisors(total, options)
     scales = scalar * inverse(weights), scalar * inverse(count if weights else 0.0)
     keep, spread, spread_weight = part.label_terms(terms)
     streaming = calls._streaming(out, part.logits, part.axis)
@@ -481,18 +536,6 @@ def _some(array: AnyArray | None, rows: slice) -> AnyArray | None:
     return None if array is None else writable(array[rows])
 
 
-def divisors(total: Partial, options: arguments.Options) -> tuple[float, float, float]:
-    """What the weighted losses and the z-loss terms are divided by, and the weight of all rows."""
-    if total.covered != total.terms.classes:
-        raise ValueError(
-            f"total: expected partials of all {total.terms.classes} classes merged, "
-            f"got {total.covered} of them"
-        )
-    count, weight = kernels.totals(total.records[:-1])
-    if not total.terms.hard:
-        weight = float(count)
-    if options.reduction != "mean":
-        return 1.0, 1.0, weight
-    if options.normalizer is not None:
-        return options.normalizer, options.normalizer, weight
-    return weight, count, weight
+def divisors(total: Partial, options: arguments.Options) -> tuple[float, float]:
+    """What the losses and the z-loss terms are divided by."""
+    return _weighed(total).divisors(options)
