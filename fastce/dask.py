@@ -153,7 +153,9 @@ class _Chunks:
         if not isinstance(targets, da.Array):
             targets = da.from_array(np.asarray(targets))
         if any(np.isnan(size) for a in (logits, targets) for size in a.shape):
-            raise ValueError("logits, targets: expected chunks of known sizes; compute_chunk_sizes")
+            raise ValueError(
+                "logits, targets: expected chunks of known sizes; see compute_chunk_sizes of dask"
+            )
         arguments.float_array("logits", np.empty(0, logits.dtype))
         fit = arguments.signature(
             "logits", logits.dtype, logits.shape, axis, targets.dtype, targets.shape,
@@ -163,19 +165,20 @@ class _Chunks:
         self._chunks, self._logits_dtype = logits.chunks, logits.dtype
         self._weight = arguments.class_weight("weight", weight, fit.classes, logits.dtype)
         self._row_chunks = tuple(c for k, c in enumerate(logits.chunks) if k != fit.axis)
-        self._blocks = _blocks(logits)
+        self._blocks = blocks_of(logits)
         like = self._row_chunks if fit.hard else logits.chunks
-        self._targets = _blocks(targets.rechunk(like) if targets.ndim else targets)
+        self._targets = blocks_of(targets.rechunk(like) if targets.ndim else targets)
         self._totals = np.empty(tuple(len(c) for c in self._row_chunks), object)
         for index in np.ndindex(self._totals.shape):
             parts = [
-                _task(
-                    _partial, self._blocks[whole], self._labels(whole, index), options,
-                    classes=fit.classes, **self._slice(whole),
+                task(
+                    _partial, self._start(whole), self._blocks[whole],
+                    self._labels(whole, index), options, classes=fit.classes,
+                    **self._slice(whole),
                 )
                 for whole in self._along(index)
             ]  # fmt: skip
-            self._totals[index] = _tree(shards.merge, parts)
+            self._totals[index] = tree(shards.merge, parts)
 
     def _along(self, index: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Blocks of logits in a row of blocks."""
@@ -184,6 +187,10 @@ class _Chunks:
 
     def _labels(self, whole: tuple[int, ...], index: tuple[int, ...]) -> Any:
         return self._targets[index if self._fit.hard else whole]
+
+    def _start(self, whole: tuple[int, ...]) -> tuple[int, ...]:
+        """Where a block starts."""
+        return tuple(sum(c[:k]) for c, k in zip(self._chunks, whole, strict=True))
 
     def _slice(self, whole: tuple[int, ...]) -> dict[str, Any]:
         """Where the classes of a block are, and their weights."""
@@ -198,10 +205,10 @@ class _Chunks:
             blocks = np.empty(self._totals.shape, object)
             for index, total in np.ndenumerate(self._totals):
                 shape = tuple(c[k] for c, k in zip(self._row_chunks, index, strict=True))
-                blocks[index] = da.from_delayed(_task(_losses, total, options), shape, self._dtype)
+                blocks[index] = da.from_delayed(task(_losses, total, options), shape, self._dtype)
             return _joined(blocks)
-        sums = _tree(_add, [_task(_sums, total, options) for total in self._totals.ravel()])
-        loss = _task(_reduce, sums, options, self._dtype)
+        sums = tree(_add, [task(_sums, total, options) for total in self._totals.ravel()])
+        loss = task(_reduce, sums, options, self._dtype)
         return da.from_delayed(loss, (), self._dtype)
 
     def grad(self, scalar: float) -> Any:
@@ -209,24 +216,22 @@ class _Chunks:
         sums: Any = shards.Sums(0.0, 0.0, 0.0, 0.0)
         if weigh and self._fit.hard:
             given = (self._fit.classes, self._weight, self._options.ignore_index)
-            sums = _tree(
-                _add, [_task(shards.target_sums, y, *given) for y in self._targets.ravel()]
-            )
+            sums = tree(_add, [task(shards.target_sums, y, *given) for y in self._targets.ravel()])
         elif weigh:
             sums = shards.Sums(0.0, 0.0, *[float(self._fit.row_count)] * 2)
         blocks = np.empty(self._blocks.shape, object)
         for index, total in np.ndenumerate(self._totals):
             for whole in self._along(index):
                 shape = tuple(c[k] for c, k in zip(self._chunks, whole, strict=True))
-                part = _task(
-                    _grad, self._blocks[whole], self._labels(whole, index), total, sums, self._options,
-                    scalar, **self._slice(whole),
+                part = task(
+                    _grad, self._blocks[whole], self._labels(whole, index), total, sums,
+                    self._options, scalar, **self._slice(whole),
                 )  # fmt: skip
                 blocks[whole] = da.from_delayed(part, shape, self._logits_dtype)
         return _joined(blocks)
 
 
-def _blocks(array: Any) -> npt.NDArray[Any]:
+def blocks_of(array: Any) -> npt.NDArray[Any]:
     """The blocks of an array, each as a task."""
     return np.asarray(array.to_delayed(), object)
 
@@ -236,23 +241,28 @@ def _joined(blocks: npt.NDArray[Any]) -> Any:
     return da.block(blocks.tolist())
 
 
-def _tree(merge: Callable[..., Any], parts: Sequence[Any]) -> Any:
+def tree(merge: Callable[..., Any], parts: Sequence[Any]) -> Any:
     """Merge parts, some at a time, until one is left."""
     while len(parts) > 1:
-        parts = [_task(merge, *parts[k : k + BRANCHES]) for k in range(0, len(parts), BRANCHES)]
+        parts = [task(merge, *parts[k : k + BRANCHES]) for k in range(0, len(parts), BRANCHES)]
     return parts[0]
 
 
-def _task(function: Callable[..., Any], *args: Any, **given: Any) -> Any:
+def task(function: Callable[..., Any], *args: Any, **given: Any) -> Any:
     """A call to be made later, perhaps more than once."""
     return delayed(function, pure=False)(*args, **given)
 
 
-def _partial(z: Any, y: Any, options: arguments.Options, **given: Any) -> shards.Partial:
-    return shards.partial(
-        z, y, ignore_index=options.ignore_index, label_smoothing=options.label_smoothing,
-        softcap=options.softcap, **given,
-    )  # fmt: skip
+def _partial(
+    start: tuple[int, ...], z: Any, y: Any, options: arguments.Options, **given: Any
+) -> shards.Partial:
+    try:
+        return shards.partial(
+            z, y, ignore_index=options.ignore_index, label_smoothing=options.label_smoothing,
+            softcap=options.softcap, **given,
+        )  # fmt: skip
+    except IndexError as error:
+        raise IndexError(f"{error}, in the chunk of logits that starts at {start}") from None
 
 
 def _sums(total: shards.Partial, options: arguments.Options) -> shards.Sums:
