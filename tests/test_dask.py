@@ -229,7 +229,7 @@ def test_separable_chunks_are_told():
 
 
 def _slow(block):
-    time.sleep(0.05)
+    time.sleep(0.03)
     return block
 
 
@@ -248,7 +248,7 @@ def test_a_killed_worker_loses_nothing():
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "60s"}),
         LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True
+            n_workers=2, threads_per_worker=1, dashboard_address=":0", processes=True
         ) as cluster,
         Client(cluster) as client,
     ):
@@ -256,7 +256,7 @@ def test_a_killed_worker_loses_nothing():
         loss, grad = fastce.dask.cross_entropy_and_grad(z, targets)
         before = dask.compute(loss, grad)
         workers = set(client.scheduler_info()["workers"])
-        timer = _kill_one(client, 0.4)
+        timer = _kill_one(client, 0.2)
         after = dask.compute(loss, grad)
         timer.join()
         assert [a.tobytes() for a in after] == [b.tobytes() for b in before]
@@ -264,8 +264,8 @@ def test_a_killed_worker_loses_nothing():
 
         client.wait_for_workers(2)
         assert set(client.scheduler_info()["workers"]) != workers
-        chunked = da.from_array(x, chunks=(250, 6)).map_blocks(_slow)
-        timer = _kill_one(client, 1.0)
+        chunked = da.from_array(x, chunks=(500, 6)).map_blocks(_slow)
+        timer = _kill_one(client, 0.5)
         found = SoftmaxRegression(tol=1e-9, solver="newton-cg").fit(chunked, y)
         timer.join()
         whole = SoftmaxRegression(tol=1e-9, solver="newton-cg").fit(x, y)

@@ -1,6 +1,5 @@
 """What is minimised, in coordinates where it is easy to minimise."""
 
-
 import numpy as np
 import numpy.typing as npt
 
