@@ -172,7 +172,7 @@ class _Chunks:
         for index in np.ndindex(self._totals.shape):
             parts = [
                 task(
-                    _partial, self._start(whole), self._blocks[whole],
+                    _in_chunk, _start(logits.chunks, whole), _partial, self._blocks[whole],
                     self._labels(whole, index), options, classes=fit.classes,
                     **self._slice(whole),
                 )
@@ -187,10 +187,6 @@ class _Chunks:
 
     def _labels(self, whole: tuple[int, ...], index: tuple[int, ...]) -> Any:
         return self._targets[index if self._fit.hard else whole]
-
-    def _start(self, whole: tuple[int, ...]) -> tuple[int, ...]:
-        """Where a block starts."""
-        return tuple(sum(c[:k]) for c, k in zip(self._chunks, whole, strict=True))
 
     def _slice(self, whole: tuple[int, ...]) -> dict[str, Any]:
         """Where the classes of a block are, and their weights."""
@@ -216,7 +212,11 @@ class _Chunks:
         sums: Any = shards.Sums(0.0, 0.0, 0.0, 0.0)
         if weigh and self._fit.hard:
             given = (self._fit.classes, self._weight, self._options.ignore_index)
-            sums = tree(_add, [task(shards.target_sums, y, *given) for y in self._targets.ravel()])
+            parts = [
+                task(_in_chunk, _start(self._row_chunks, k), shards.target_sums, y, *given)
+                for k, y in np.ndenumerate(self._targets)
+            ]
+            sums = tree(_add, parts)
         elif weigh:
             sums = shards.Sums(0.0, 0.0, *[float(self._fit.row_count)] * 2)
         blocks = np.empty(self._blocks.shape, object)
@@ -229,6 +229,11 @@ class _Chunks:
                 )  # fmt: skip
                 blocks[whole] = da.from_delayed(part, shape, self._logits_dtype)
         return _joined(blocks)
+
+
+def _start(chunks: tuple[tuple[int, ...], ...], index: tuple[int, ...]) -> tuple[int, ...]:
+    """Where a chunk starts."""
+    return tuple(sum(c[:k]) for c, k in zip(chunks, index, strict=True))
 
 
 def blocks_of(array: Any) -> npt.NDArray[Any]:
@@ -253,16 +258,21 @@ def task(function: Callable[..., Any], *args: Any, **given: Any) -> Any:
     return delayed(function, pure=False)(*args, **given)
 
 
-def _partial(
-    start: tuple[int, ...], z: Any, y: Any, options: arguments.Options, **given: Any
-) -> shards.Partial:
+def _in_chunk(
+    start: tuple[int, ...], function: Callable[..., Any], *args: Any, **given: Any
+) -> Any:
+    """Call a function of a chunk; what it says of a bad target is said of the chunk."""
     try:
-        return shards.partial(
-            z, y, ignore_index=options.ignore_index, label_smoothing=options.label_smoothing,
-            softcap=options.softcap, **given,
-        )  # fmt: skip
+        return function(*args, **given)
     except IndexError as error:
-        raise IndexError(f"{error}, in the chunk of logits that starts at {start}") from None
+        raise IndexError(f"{error}, in the chunk that starts at {start}") from None
+
+
+def _partial(z: Any, y: Any, options: arguments.Options, **given: Any) -> shards.Partial:
+    return shards.partial(
+        z, y, ignore_index=options.ignore_index, label_smoothing=options.label_smoothing,
+        softcap=options.softcap, **given,
+    )  # fmt: skip
 
 
 def _sums(total: shards.Partial, options: arguments.Options) -> shards.Sums:

@@ -142,12 +142,10 @@ def cross_entropy_and_grad(
     reduced: Any = {"z_loss": z_loss, "reduction": reduction, "normalizer": normalizer}
     part: Any = {"class_offset": class_offset, "axis": axis, "weight": weight}
 
-    def check() -> None:
-        z = arguments.float_array("logits", logits)
-        rows = z.shape[:axis] + z.shape[axis:][1:]
-        arguments.upstream(grad_output, rows, reduction)
-        if out is not None:
-            arguments.output(out, z, targets=np.asarray(targets))
+    def check(own: shards.Partial) -> None:
+        shards.GradientCall(
+            logits, targets, own, **part, **reduced, grad_output=grad_output, out=out
+        )
 
     total = _reduced(
         logits, targets, comm, (z_loss, reduction, normalizer), check, classes=classes,
@@ -347,16 +345,17 @@ def data_parallel_cross_entropy_and_grad(
 
 def _reduced(
     logits: npt.ArrayLike, targets: npt.ArrayLike, comm: MPI.Intracomm | None,
-    reduced: tuple[Any, ...], check: Callable[[], None] | None = None, **given: Any,
+    reduced: tuple[Any, ...], check: Callable[[shards.Partial], None] | None = None, **given: Any,
 ) -> shards.Partial:  # fmt: skip
     """The partial of all classes, on every rank."""
     comm = MPI.COMM_WORLD if comm is None else comm
     error, total = None, None
     try:
-        if check is not None:
-            check()
         arguments.options(-100, 0.0, reduced[0], None, *reduced[1:])
-        total = shards.partial(logits, targets, **given)
+        own = shards.partial(logits, targets, **given)
+        if check is not None:
+            check(own)
+        total = own
     except _RAISED as found:
         error = found
     _agree(comm, error, total and (total.terms, total.rows, reduced))

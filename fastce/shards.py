@@ -13,7 +13,7 @@ For a row z, the slices A of its classes, m_A = max of z in A::
     rest   = sum_A (exp(m_A - m) * (rest_A + 1)) - 1         without the subtraction: as a sum
     loss   = (m - z_y) + log1p(rest)
 
-The sums that merge are kept as integers multiples of fixed powers of two [1]_, which makes merging
+The sums that merge are kept as integers, multiples of fixed powers of two [1]_, which makes merging
 exact, hence associative and commutative.
 
 References
@@ -74,7 +74,7 @@ class Terms(NamedTuple):
         return kernels.PLAIN if plain else kernels.LABELLED
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Partial:
     """What some of the classes know of each row: made by `partial` and `merge`.
 
@@ -162,6 +162,35 @@ class _Slice:
         spread = terms.label_smoothing / terms.classes
         everywhere = self.soft is not None or spread > 0.0
         return 1.0 - terms.label_smoothing, spread, self.weight if everywhere else None
+
+
+class GradientCall:
+    """One checked call of `grad`; `total` may still lack classes."""
+
+    def __init__(
+        self, logits: npt.ArrayLike, targets: npt.ArrayLike, total: Partial, class_offset: int,
+        axis: int, weight: npt.ArrayLike | None, z_loss: float, reduction: Reduction,
+        normalizer: float | None, grad_output: npt.ArrayLike | None, out: AnyArray | None,
+    ) -> None:  # fmt: skip
+        terms = total.terms
+        self.options = arguments.options(
+            terms.ignore_index, terms.label_smoothing, z_loss, terms.softcap, reduction, normalizer
+        )
+        self.part = part = _Slice(
+            logits, targets, axis, weight, class_offset, terms.classes, terms.ignore_index
+        )
+        got = (part.rows, np.dtype(part.dtype), part.hard is not None)
+        if got != (total.rows, terms.dtype, terms.hard):
+            raise ValueError(
+                f"total: expected rows {part.rows}, {got[1]} and "
+                f"{'integer' if got[2] else 'soft'} targets, got {total.rows}, {terms.dtype} and "
+                f"{'integer' if terms.hard else 'soft'} targets"
+            )
+        self.upstream = arguments.upstream(grad_output, part.rows, reduction)
+        self.out = arguments.output(
+            out, part.logits, targets=part.soft if part.hard is None else part.hard,
+            weight=part.weight, grad_output=self.upstream[1], total=total.records,
+        )  # fmt: skip
 
 
 def partial(
@@ -494,23 +523,12 @@ def grad(
     >>> shards.grad(z[:, 1:], [2], shards.merge(*parts), class_offset=1).round(4)
     array([[ 0.2447, -0.3348]])
     """
-    terms = total.terms
-    options = arguments.options(
-        terms.ignore_index, terms.label_smoothing, z_loss, terms.softcap, reduction, normalizer
-    )
-    part = _Slice(logits, targets, axis, weight, class_offset, terms.classes, terms.ignore_index)
-    got = (part.rows, np.dtype(part.dtype), part.hard is not None)
-    if got != (total.rows, terms.dtype, terms.hard):
-        raise ValueError(
-            f"total: expected rows {part.rows}, {got[1]} and {'integer' if got[2] else 'soft'} "
-            f"targets, got {total.rows}, {terms.dtype} and "
-            f"{'integer' if terms.hard else 'soft'} targets"
-        )
-    scalar, per_row = arguments.upstream(grad_output, part.rows, reduction)
-    out = arguments.output(
-        out, part.logits, targets=part.soft if part.hard is None else part.hard,
-        weight=part.weight, grad_output=per_row, total=total.records,
+    call = GradientCall(
+        logits, targets, total, class_offset, axis, weight, z_loss, reduction, normalizer,
+        grad_output, out,
     )  # fmt: skip
+    part, terms, options, out = call.part, total.terms, call.options, call.out
+    scalar, per_row = call.upstream
     weights, count = divisors(total, options)
     scales = scalar * inverse(weights), scalar * inverse(count if weights else 0.0)
     keep, spread, spread_weight = part.label_terms(terms)

@@ -105,7 +105,6 @@ CASES = [
     *((np.dtype("float32"), name) for name in OPTIONS),
     *((np.dtype("float64"), name) for name in ("plain", "smoothing", "soft")),
     (FLOATS[2], "plain"),
-    (FLOATS[3], "everything soft"),
 ]
 
 
