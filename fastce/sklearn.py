@@ -20,7 +20,6 @@ from sklearn.utils.validation import (
 import fastce
 from fastce._fit import information, labels, progress, solvers
 from fastce._fit.objective import Objective
-from fastce._fit.passes import Data
 from fastce._fit.stream import Stream
 
 _FLOATS = [np.float64, np.float32]
@@ -151,8 +150,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array_like or sparse array, of shape (N, D)
-            Observations; float64 or float32, or converted to float64.
+        X : array_like or sparse array, of shape (N, D), or dask.array.Array
+            Observations; float64 or float32, or converted to float64. A dask array is passed over
+            chunk by chunk, wherever its scheduler computes it, and is never held whole.
         y : array_like of shape (N,), or of floats of shape (N, C)
             Classes of any kind, or label distributions.
         sample_weight : array_like of shape (N,), optional
@@ -171,6 +171,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         self._check_parameters()
         data = self._data(X, y, sample_weight, None, reset=True)
+        labels.check_weight(data.total_weight)
         objective = Objective(data, self.l2, self.fit_intercept, curved=self.solver == "newton-cg")
         start = np.zeros(objective.shape)
         if self.warm_start and getattr(self, "coef_", start).shape == (data.classes, X.shape[1]):
@@ -207,6 +208,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._check_parameters()
         first = not hasattr(self, "_stream")
         data = self._data(X, y, sample_weight, classes if first else self.classes_, reset=first)
+        labels.check_weight(data.total_weight)
         if first:
             theta = np.zeros((data.classes, X.shape[1] + self.fit_intercept))
             self._stream = Stream(theta, self.fit_intercept, self.l2)
@@ -299,7 +301,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.solver not in ("newton-cg", "lbfgs"):
             raise ValueError(f"solver: expected 'newton-cg' or 'lbfgs', got {self.solver!r}")
 
-    def _data(self, X: Any, y: Any, sample_weight: Any, classes: Any, *, reset: bool) -> Data:
+    def _data(self, X: Any, y: Any, sample_weight: Any, classes: Any, *, reset: bool) -> Any:
+        if type(X).__module__.startswith("dask."):
+            return self._chunked(X, y, sample_weight)
         options = {"accept_sparse": "csr", "dtype": _FLOATS, "order": "C", "reset": reset}
         if labels.are_soft(y):
             X = validate_data(self, X, **options)
@@ -314,6 +318,13 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         self.classes_ = labels.classes(y) if classes is None else np.sort(np.asarray(classes))
         return labels.data(X, y, sample_weight, self.classes_, self.class_weight)
+
+    def _chunked(self, X: Any, y: Any, sample_weight: Any) -> Any:
+        from fastce._fit.chunks import ChunkedData
+
+        data = ChunkedData(X, y, sample_weight, self.class_weight)
+        self.classes_, self.n_features_in_ = data.labels, X.shape[1]
+        return data
 
     def _observations(self, X: Any, sample_weight: Any = None) -> tuple[Any, Any]:
         check_is_fitted(self)
@@ -336,7 +347,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         bias = theta[:, -1] if self.fit_intercept else np.zeros(len(theta))
         self.coef_, self.intercept_ = weight.astype(dtype), bias.astype(dtype)
 
-    def _warn(self, found: solvers.Found, data: Data) -> None:
+    def _warn(self, found: solvers.Found, data: Any) -> None:
         if not found.converged:
             warnings.warn(
                 f"max_iter: {found.iterations} iterations were not enough, the largest component "
@@ -344,11 +355,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "scale the features, or allow more",
                 ConvergenceWarning, stacklevel=3,
             )  # fmt: skip
-        if not self.l2 and data.hard is not None:
-            z = data.x @ self.coef_.T + self.intercept_
-            if np.array_equal(np.argmax(z, axis=1), data.hard):
-                warnings.warn(
-                    "the classes are separable: every observation is classified rightly, so that "
-                    "larger weights are always likelier and there is no maximum; choose l2 > 0",
-                    ConvergenceWarning, stacklevel=3,
-                )  # fmt: skip
+        if not self.l2 and data.separated(self.coef_, self.intercept_):
+            warnings.warn(
+                "the classes are separable: every observation is classified rightly, so that "
+                "larger weights are always likelier and there is no maximum; choose l2 > 0",
+                ConvergenceWarning, stacklevel=3,
+            )  # fmt: skip

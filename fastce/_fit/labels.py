@@ -16,9 +16,14 @@ def are_soft(y: Any) -> bool:
 def classes(y: Array) -> Array:
     """The classes that labels are of, two at least."""
     found = np.arange(y.shape[1]) if are_soft(y) else np.unique(y)
+    check_classes(found)
+    return found
+
+
+def check_classes(found: Array) -> None:
+    """Refuse a single class."""
     if len(found) < 2:
         raise ValueError(f"y: expected at least 2 classes, got 1 class, {found[0]!r}")
-    return found
 
 
 def encoded(y: Any, classes: Array) -> tuple[Array | None, Array | None]:
@@ -57,9 +62,13 @@ def data(x: Any, y: Any, weight: Array | None, classes: Array, class_weight: Any
         mass = factors[hard]
     if mass is not None:
         weight = mass if weight is None else weight * mass
-    if weight is not None and not np.any(weight):
-        raise ValueError("y, sample_weight: expected a weight above 0, got none")
     return Data(x, hard, soft, weight, len(classes))
+
+
+def check_weight(total: float) -> None:
+    """Refuse data that weigh nothing."""
+    if not total > 0:
+        raise ValueError("y, sample_weight: expected a weight above 0, got none")
 
 
 def _factors(

@@ -1,7 +1,5 @@
 """What is minimised, in coordinates where it is easy to minimise."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -91,9 +89,9 @@ class Objective:
 
 def _inverse_root(data: Data, l2: float, intercept: bool, total: float) -> Vector:
     """L^-1 as a matrix, or as a vector where L is diagonal."""
-    x, s = data.x, data.weight
+    x = data.x
     features = x.shape[1]
-    squares = _weighted_squares(x, s) / (total * data.classes) + l2
+    squares = data.squares() / (total * data.classes) + l2
     if intercept:
         squares = np.append(squares, 1 / data.classes)
     typical = squares.mean() or 1.0
@@ -102,8 +100,7 @@ def _inverse_root(data: Data, l2: float, intercept: bool, total: float) -> Vecto
     if features > CORRELATED or not features:
         return np.asarray(1 / scales)
     step = max(1, x.shape[0] // max(SAMPLE * features, 1024))
-    some = x[::step]
-    weights = np.ones(some.shape[0]) if s is None else s[::step]
+    some, weights = data.sample(step)
     share = max(float(weights.sum()), np.finfo(float).tiny) * data.classes
     dense = isinstance(some, np.ndarray)
     moments = np.zeros((features + intercept,) * 2)
@@ -126,16 +123,3 @@ def _inverse_root(data: Data, l2: float, intercept: bool, total: float) -> Vecto
     np.fill_diagonal(correlation, 1.0)
     root = np.linalg.cholesky(correlation) * 1.0
     return np.asarray(np.linalg.inv(root) / scales[None, :])
-
-
-def _weighted_squares(x: Any, s: Vector | None) -> Vector:
-    if not isinstance(x, np.ndarray):
-        squares = x.multiply(x)
-        return np.asarray(squares.sum(axis=0) if s is None else squares.T @ s, float).ravel()
-    found = np.zeros(x.shape[1])
-    rows = max(1, (1 << 18) // max(1, x.shape[1]))
-    for start in range(0, len(x), rows):
-        part = x[start : start + rows]
-        weights = np.ones(len(part), x.dtype) if s is None else s[start : start + rows]
-        found += weights.astype(x.dtype) @ np.square(part)
-    return found

@@ -47,6 +47,31 @@ class Data(NamedTuple):
         """Weights of some rows."""
         return 1.0 if self.weight is None else self.weight[rows]
 
+    def squares(self) -> npt.NDArray[np.float64]:
+        """Weighted sum over the rows of the square of each feature."""
+        x, s = self.x, self.weight
+        if not isinstance(x, np.ndarray):
+            squares = x.multiply(x)
+            return np.asarray(squares.sum(axis=0) if s is None else squares.T @ s, float).ravel()
+        found = np.zeros(x.shape[1])
+        rows = max(1, (1 << 18) // max(1, x.shape[1]))
+        for start in range(0, len(x), rows):
+            part = x[start : start + rows]
+            weights = np.ones(len(part), x.dtype) if s is None else s[start : start + rows]
+            found += weights.astype(x.dtype) @ np.square(part)
+        return found
+
+    def sample(self, step: int) -> tuple[Any, npt.NDArray[np.float64]]:
+        """Every so manieth row, and its weight."""
+        some = self.x[::step]
+        return some, np.ones(some.shape[0]) if self.weight is None else self.weight[::step]
+
+    def separated(self, weight: Array, bias: Array) -> bool:
+        """Whether a model gives every row its own class the largest logit; not for soft labels."""
+        if self.hard is None:
+            return False
+        return np.array_equal(np.argmax(self.x @ weight.T + bias, axis=1), self.hard)
+
 
 class Gradient(NamedTuple):
     """Loss, and what belongs to the weights (classes, features) and to the intercepts."""
@@ -68,8 +93,10 @@ class Passes(Protocol):
         """Hessian at a model times a direction; the loss is 0."""
 
 
-def passes(data: Data, *, curved: bool) -> Passes:
-    """The faster way; `curved` keeps what curvatures need."""
+def passes(data: Any, *, curved: bool) -> Passes:
+    """The faster way, or that of the data; `curved` keeps what curvatures need."""
+    if not isinstance(data, Data):
+        return data.passes(curved=curved)  # type: ignore[no-any-return]
     if isinstance(data.x, np.ndarray) and data.classes <= FEW and data.x.flags.c_contiguous:
         few = FewClasses(data, curved=curved)
         if few.block_bytes <= CACHED:
