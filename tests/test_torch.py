@@ -288,7 +288,9 @@ ERRORS = {
         ValueError, "weight: .*no gradient", {"weight": torch.ones(5, requires_grad=True)}
     ),
     "integer logits": (TypeError, "logits", {"input": torch.ones(4, 5, dtype=torch.int64)}),
-    "another device": (NotImplementedError, "CPU, got one on meta", {"weight": torch.ones(5, device="meta")}),
+    "another device": (
+        NotImplementedError, "CPU, got one on meta", {"weight": torch.ones(5, device="meta")}
+    ),
 }  # fmt: skip
 
 
@@ -374,7 +376,7 @@ def test_in_place_tells_who_needs_the_logits():
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
     loss = ft.cross_entropy(2 * leaf, target, in_place=True)
-    with pytest.raises(RuntimeError, match="in_place: .* create_graph"):
+    with pytest.raises(RuntimeError, match=r"in_place: .* create_graph"):
         torch.autograd.grad(loss, leaf, create_graph=True)
 
 
@@ -382,7 +384,7 @@ def test_in_place_only_when_it_can_be():
     leaf, target = problem()
     before = leaf.detach().clone()
     for logits in (leaf, leaf.view(-1, 5)):
-        with pytest.raises(ValueError, match="in_place: .* leaf"):
+        with pytest.raises(ValueError, match=r"in_place: .* leaf"):
             ft.cross_entropy(logits, target, in_place=True)
     with pytest.raises(NotImplementedError, match="in_place"):
         torch.func.grad(lambda z: ft.cross_entropy(2 * z, target, in_place=True))(before)
@@ -400,7 +402,7 @@ def test_in_place_only_when_it_can_be():
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_gradcheck(name, reduction, soft):
-    logits, target = problem((3, 5, 2), torch.float64, soft)
+    logits, target = problem((2, 5), torch.float64, soft)
     options = {**OPTIONS[name], "reduction": reduction}
     if reduction != "mean":
         options.pop("normalizer", None)
@@ -415,7 +417,7 @@ def test_gradcheck(name, reduction, soft):
     assert torch.autograd.gradcheck(function, inputs)
     if name in ("z-loss", "softcap"):
         (grad,) = torch.autograd.grad(function(logits).sum(), logits, create_graph=True)
-        with pytest.raises(NotImplementedError, match="second derivatives: .*z_loss nor softcap"):
+        with pytest.raises(NotImplementedError, match=r"second derivatives: .*z_loss nor softcap"):
             grad.sum().backward()
     else:
         assert torch.autograd.gradgradcheck(function, inputs)
@@ -446,14 +448,16 @@ def test_transforms(reduction, name, soft):
         return ft.cross_entropy(z, y, **options).sum()
 
     def one_by_one(transform):
-        return torch.stack([transform(loss)(z[None], y[None]) for z, y in zip(batch, targets)])
+        return torch.stack(
+            [transform(loss)(z[None], y[None]) for z, y in zip(batch, targets, strict=True)]
+        )
 
     func = torch.func
     for transform in (lambda f: f, func.grad, lambda f: func.jacrev(func.grad(f))):
         got = func.vmap(transform(loss))(batch[:, None], targets[:, None])
         assert_close(got, one_by_one(transform))
     moved = func.vmap(func.grad(loss), in_dims=(2, 0))(
-        batch.permute(1, 2, 0)[None], targets[:, None]
+        batch[:, None].movedim(0, 2), targets[:, None]
     )
     assert_close(moved, one_by_one(func.grad))
     shared = func.vmap(func.grad(loss), in_dims=(0, None))(batch[:, None], targets[:1])
@@ -473,6 +477,7 @@ def test_transforms_agree_with_autograd():
     assert not torch.func.vmap(torch.func.grad(ft.cross_entropy))(z, nothing).any()
 
 
+@pytest.mark.filterwarnings("ignore:.*jit.script:DeprecationWarning")  # torch's own, in jvp
 def test_transforms_that_cannot_be():
     logits, target = problem()
     z, weights = logits.detach(), torch.ones(6, 5)
@@ -495,10 +500,10 @@ def test_opcheck(reduction, dtype):
     logits, target = problem(dtype=dtype)
     options = (1, *PLAIN, reduction, None)
     ops = torch.ops.fastce
-    losses = torch.ones(
-        6 if reduction == "none" else (), dtype=ft.cross_entropy(logits, target, dtype=None).dtype
+    upstream = torch.ones(
+        6 if reduction == "none" else (),
+        dtype=torch.float64 if dtype is torch.float64 else torch.float32,
     )
-    upstream = losses.to(torch.float64 if dtype is torch.float64 else torch.float32)
     torch.library.opcheck(ops.cross_entropy.default, (logits, target, None, *options))
     torch.library.opcheck(
         ops.cross_entropy_grad.default, (upstream, logits, target, None, *options)
@@ -527,6 +532,7 @@ def test_compiled_whole(name, dtype):
     def step(z):
         return 2 * ft.cross_entropy(z * 3, target, **options)
 
+    torch._dynamo.reset()  # or it counts the cases as so many compilations of one function
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     assert_close(loss_and_gradients(compiled, (logits,)), loss_and_gradients(step, (logits,)))
 
@@ -538,7 +544,7 @@ def test_compiled_head():
     for module in (head, compiled):
         x.grad = None
         head.zero_grad()
-        module(2 * x, target).backward()
+        module(x, target).backward()
         gradients = [p.grad.clone() for p in (x, *head.parameters())]
         if module is head:
             want = gradients
@@ -563,8 +569,7 @@ def test_fake_tensors_and_tracers_see_the_operators():
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("reduction, soft", [("mean", False), ("sum", True), ("none", False)])
 def test_head(reduction, soft, dtype):
     """As a linear layer in float64 and its loss; for any number of leading dimensions."""
     x, weight = problem((2, 6, 4), dtype)[0], problem((5, 4), dtype, seed=1)[0]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastce.torch import _logits
-from fastce.torch._tensors import Options
+from fastce.torch._tensors import Options, empty_like
 
 _NO_GRADIENTS = (None,) * 4
 
@@ -28,7 +28,7 @@ class CrossEntropy(torch.autograd.Function):
         if options.reduction == "none":
             return _logits.loss(input, target, weight, axis, options)
         # Not among the saved tensors: whoever takes it may write to it.
-        ctx.gradient = torch.empty_like(input)
+        ctx.gradient = empty_like(input)
         return _logits.loss_and_gradient(input, target, weight, axis, options, ctx.gradient)
 
     @staticmethod

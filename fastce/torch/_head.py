@@ -12,6 +12,7 @@ from fastce.torch._tensors import (
     Options,
     array,
     class_weight,
+    empty_like,
     loss_dtype,
     loss_tensor,
     optional_array,
@@ -19,14 +20,15 @@ from fastce.torch._tensors import (
     wide,
 )
 
-Gradients = tuple[Tensor | None, ...]  # of input, linear_weight, linear_bias
+# Of input, linear_weight and linear_bias.
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 def _arguments(
     input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None,
     weight: Tensor | None, options: Options,
 ) -> dict[str, Any]:  # fmt: skip
-    """What the core takes; widened, as it cannot convert bits, and rounds gradients only at last."""
+    """What the core takes; wide, as it cannot convert bits, and as gradients are rounded once."""
     return {
         "x": array(wide(input)), "weight": array(wide(linear_weight)), "targets": array(target),
         "bias": None if linear_bias is None else array(wide(linear_bias)),
@@ -48,24 +50,25 @@ def loss_and_gradients(
     weight: Tensor | None, options: Options, grad_output: Tensor | None = None,
 ) -> tuple[Tensor, Gradients]:  # fmt: skip
     """The loss and the gradients of input, linear_weight and linear_bias, not yet narrowed."""
-    gradients = tuple(
-        None if t is None else torch.empty_like(t, dtype=wide(t).dtype)
+    dx, dweight, dbias = (
+        None if t is None else empty_like(t, wide(t).dtype)
         for t in (input, linear_weight, linear_bias)
     )
     value, _ = fastce.linear_cross_entropy_and_grad(
         **_arguments(input, linear_weight, target, linear_bias, weight, options),
         grad_output=None if grad_output is None else upstream(grad_output),
-        out=tuple(map(optional_array, gradients)),
+        out=(optional_array(dx), optional_array(dweight), optional_array(dbias)),
     )  # fmt: skip
-    return loss_tensor(value, loss_dtype(input, linear_weight)), gradients
+    return loss_tensor(value, loss_dtype(input, linear_weight)), (dx, dweight, dbias)
 
 
 def narrowed(gradients: Gradients, *like: Tensor | None) -> Gradients:
     """The gradients in the dtypes of what they are the gradients of."""
-    return tuple(
+    dx, dweight, dbias = (
         None if g is None or t is None else g.to(t.dtype)
         for g, t in zip(gradients, like, strict=True)
     )
+    return dx, dweight, dbias
 
 
 # Operators ----------------------------------------------------------------------------------------
@@ -195,14 +198,16 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        arguments = ctx.saved_tensors
-        input, linear_weight, _, linear_bias, _ = arguments
+        input, linear_weight, target, linear_bias, weight = ctx.saved_tensors
+        arguments = input, linear_weight, target, linear_bias, weight
         gradients = vars(ctx).pop("gradients", None)
         if torch.is_grad_enabled():
             gradients = linear_cross_entropy_grad(g, *arguments, *ctx.options)
         elif gradients is None:
             _, gradients = loss_and_gradients(*arguments, ctx.options, g)
         elif (factor := g.item()) != 1.0:
-            gradients = tuple(None if d is None else d.mul_(factor) for d in gradients)
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient.mul_(factor)
         dx, dweight, dbias = narrowed(gradients, input, linear_weight, linear_bias)
         return dx, dweight, None, dbias, None, None

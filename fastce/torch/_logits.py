@@ -15,6 +15,7 @@ from fastce.torch._tensors import (
     Options,
     array,
     class_weight,
+    empty_like,
     loss_dtype,
     loss_tensor,
     upstream,
@@ -53,7 +54,7 @@ def gradient(
     grad_output: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, axis: int,
     options: Options, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    out = torch.empty_like(input) if out is None else out
+    out = empty_like(input) if out is None else out
     fastce.cross_entropy_and_grad(
         **_arguments(input, target, weight, axis, options),
         grad_output=upstream(grad_output), out=array(out),
@@ -235,4 +236,5 @@ def _target_factor(
     """What multiplies -log p in the derivative with respect to probabilities as targets."""
     share = inverse(divisors(1, input, target, weight, axis, options), 0.0)[0]
     factor = (g.unsqueeze(axis) if g.ndim else g) * share * (1 - options.label_smoothing)
-    return factor if weight is None else factor * _by_class(weight, input, axis)
+    # Not in float32: torch lets a 0-dimensional factor of float64 adapt to the weights.
+    return factor if weight is None else factor * _by_class(weight.to(g.dtype), input, axis)

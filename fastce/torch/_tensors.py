@@ -8,7 +8,7 @@ import torch
 from fastce._arguments import AnyArray
 
 
-class bfloat(np.void):  # noqa: N801 (NumPy appends the bits, which makes it `bfloat16`)
+class bfloat(np.void):  # type: ignore[misc]  # noqa: N801 (NumPy appends the bits: `bfloat16`)
     """Scalar type of an array that shows bfloat16 numbers as their bits.
 
     The kernels read the bits, and know the type by its name alone. So ml_dtypes, which torch does
@@ -18,6 +18,8 @@ class bfloat(np.void):  # noqa: N801 (NumPy appends the bits, which makes it `bf
 
 _BFLOAT16 = np.dtype((bfloat, [("bits", np.int16)]))
 _SIXTEEN_BITS = (torch.float16, torch.bfloat16)
+
+HUGE_PAGES = 4 << 20  # bytes from which NumPy does
 
 
 class Options(NamedTuple):
@@ -36,13 +38,15 @@ def array(tensor: torch.Tensor) -> AnyArray:
 
     Every computation passes here: this is the place to tell devices apart.
     """
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         raise NotImplementedError(
             f"expected tensors on the CPU, got one on {tensor.device}: there is no fastce.cuda"
         )
     if tensor.dtype is torch.bfloat16:
-        return tensor.detach().view(torch.int16).numpy().view(_BFLOAT16)
-    return tensor.detach().numpy()
+        bits: AnyArray = tensor.detach().view(torch.int16).numpy()
+        return bits.view(_BFLOAT16)
+    numbers: AnyArray = tensor.detach().numpy()
+    return numbers
 
 
 def optional_array(tensor: torch.Tensor | None) -> AnyArray | None:
@@ -53,6 +57,20 @@ def optional_array(tensor: torch.Tensor | None) -> AnyArray | None:
 def class_weight(weight: torch.Tensor | None) -> AnyArray | None:
     """Factors of classes, 16-bit ones widened: the core converts them and cannot convert bits."""
     return None if weight is None else array(wide(weight))
+
+
+def empty_like(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """`torch.empty_like`, but large ones in memory that NumPy has asked huge pages for.
+
+    Measured, loss and gradient of 1024 x 32000 in float32 take 15 ms in such fresh memory, and 44
+    in that of torch.
+    """
+    size = tensor.numel() * (dtype or tensor.dtype).itemsize
+    if size < HUGE_PAGES:
+        return torch.empty_like(tensor, dtype=dtype)
+    like = torch.empty_like(tensor, dtype=dtype, device="meta")
+    memory = torch.from_numpy(np.empty(size, np.uint8)).view(like.dtype)
+    return memory.as_strided(like.shape, like.stride())
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:

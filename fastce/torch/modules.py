@@ -44,7 +44,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         in_place: bool = False,
     ) -> None:
         super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
-        self.options = {
+        self.options: dict[str, Any] = {
             "axis": axis, "z_loss": z_loss, "softcap": softcap, "normalizer": normalizer,
             "dtype": dtype, "in_place": in_place,
         }  # fmt: skip
@@ -115,7 +115,7 @@ class LinearCrossEntropyLoss(torch.nn.Module):
         super().__init__()
         self.linear = torch.nn.Linear(in_features, num_classes, bias, device, dtype)
         self.register_buffer("weight", weight)
-        self.options = {
+        self.options: dict[str, Any] = {
             "reduction": reduction, "ignore_index": ignore_index,
             "label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap,
             "normalizer": normalizer,
