@@ -170,6 +170,20 @@ def first_maximum(base, offset, start, count, step, softcap, m):
     """The first class from `start` on whose logit is m; `count` if there is none."""
     zero = zeros(base)
     width = lanes(zero)
+    while start + 4 * width <= count:  # one comparison for four vectors: half the time
+        top = maximum(
+            maximum(
+                _classes(base, offset, start, step, softcap),
+                _classes(base, offset, start + width, step, softcap),
+            ),
+            maximum(
+                _classes(base, offset, start + 2 * width, step, softcap),
+                _classes(base, offset, start + 3 * width, step, softcap),
+            ),
+        )
+        if any_lane(top == m):
+            break
+        start += 4 * width
     for j in range(start, count - width + 1, width):
         lane = first_lane(_classes(base, offset, j, step, softcap) == m)
         if lane < width:

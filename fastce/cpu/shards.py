@@ -1,0 +1,503 @@
+"""What a slice of the classes knows of a row, how two slices merge, what follows from all.
+
+A record is a row of float64: the maximum m, the first class where it is, the logit and the weight
+of the target (zero in all slices but one), and binned sums (see `binned`), exact and the same in
+any order:
+
+    REST   exp(z_j) over all classes but one where the maximum is, in absolute terms
+    MASS   u_j, what the labels lay on the classes                    (with labels on all classes)
+    GAP    u_j (m' - z_j) - u_j m', m' being the maximum of the slice           (ditto)
+
+As in `rows`, one maximum is left out, so that rest = REST / exp(m) keeps the digits of small
+losses; where two slices merge, that of the loser enters REST.  With the m of all classes,
+sum u_j (m - z_j) = GAP + m MASS, which the many digits of GAP leave exact at any common offset.
+
+An ignored row has the first class -1.  m is NaN where a logit is, and the first class then its own.
+"""
+
+import math
+
+import numpy as np
+
+from fastce.cpu import binned, columns, rows
+from fastce.cpu.constants import constant
+from fastce.cpu.elementary import exp_scale, exp_scaled
+from fastce.cpu.jit import device, kernel
+from fastce.cpu.loops import _capped_number
+from fastce.cpu.memory import (
+    address,
+    address_as,
+    claim,
+    drain,
+    hold,
+    load,
+    load_number,
+    store,
+    store_number,
+    zeros,
+)
+from fastce.cpu.softmax import first_nan
+from fastce.cpu.tiles import allocate, count_tiles, gather, scatter, start_of, tile_rows
+from fastce.cpu.vector import convert, lanes, where
+
+MAXIMUM, FIRST, LOGIT, WEIGHT, REST = range(5)
+MASS = REST + 1 + binned.FEW
+GAP = MASS + 1 + binned.FEW
+PLAIN, LABELLED = MASS, GAP + 1 + binned.MANY  # numbers in a record
+
+LN2_LOW = 2.3190468138462996e-17  # ln(2) less its float64
+# Logits beyond this size differ by 16 at least, or not at all: only the largest count.
+HUGE = 2.0**56
+# Share of GAP below which its sum with m MASS is what has been dropped: 97 bits of 2**13 slices.
+DROPPED = 2.0**-84
+
+
+@device
+def exponential(m, like):
+    """exp(m) as a number and an integer of bins (see `binned`), in float64.
+
+    It shares the rounding error of ln(2) of the vectors like `like`, as `rows.exp_of` does. Beyond
+    HUGE it is relative to exp(m) itself.
+    """
+    if abs(m) > HUGE:
+        return 1.0, 0.0
+    excess = constant("LN2_EXCESS", like)
+    bins = np.floor(m / (binned.WIDTH * (constant("LN2", m) + excess)) + 0.5)
+    power = binned.WIDTH * bins
+    high, low = binned.two_product(power, constant("LN2", m))
+    r = ((m - high) - low) - power * (LN2_LOW + excess)
+    bias, floor = exp_scale(0.0, r)
+    return exp_scaled(r, bias, floor), bins
+
+
+@device
+def _record(records, i, m, rest, first, z_y, w_y, gap, mass, like):
+    """Write what a slice knows; an infinite m comes with no rest."""
+    records[i, MAXIMUM] = m
+    records[i, FIRST] = first
+    records[i, LOGIT] = z_y
+    records[i, WEIGHT] = w_y
+    binned.clear(records, i, REST, binned.FEW)
+    if abs(m) < np.inf:
+        e, bins = exponential(m, like)
+        binned.add_product(records, i, REST, binned.FEW, rest, e, bins)
+    if records.shape[1] > PLAIN:
+        binned.clear(records, i, MASS, binned.FEW)
+        binned.clear(records, i, GAP, binned.MANY)
+        binned.add(records, i, MASS, binned.FEW, mass, 0.0)
+        binned.add(records, i, GAP, binned.MANY, gap, 0.0)
+        if abs(m) < np.inf:
+            binned.add_product(records, i, GAP, binned.MANY, -mass, m, 0.0)
+
+
+@device
+def _known_maximum(base, offset, count, advance, m, rest, first):
+    """The maximum and its first class; those of the first NaN if there is one."""
+    if rest != rest:
+        nan = first_nan(base, offset, count, advance)
+        if nan >= 0:
+            return np.nan, nan
+    return m, min(first, count - 1)
+
+
+@kernel
+def partial_rows(
+    logits_base, targets, soft_base, weight, spread_weight_base, records, class_offset,
+    ignore_index, keep, spread, softcap, outer, inner, classes, chunk, parts,
+    outer_stride, inner_stride, step, soft_outer_stride, soft_inner_stride, soft_step, counter,
+):  # fmt: skip
+    """Records of rows with at least a vector of classes."""
+    logits = address(logits_base)
+    soft = address(soft_base)
+    spread_weight = address(spread_weight_base)
+    zero = zeros(logits)
+    each = rows.distance(logits, step)
+    while True:
+        part = claim(counter)
+        if part >= parts:
+            return
+        for i in range(part * chunk, min((part + 1) * chunk, outer * inner)):
+            offset = start_of(i, inner, outer_stride, inner_stride)
+            z_y = 0.0
+            w_y = 0.0
+            if targets is not None:
+                if targets[i] == ignore_index:
+                    _record(records, i, -np.inf, 0.0, -1, z_y, w_y, 0.0, 0.0, zero)
+                    continue
+                y = targets[i] - class_offset
+                if 0 <= y < classes:
+                    z_y = _capped_number(load_number(logits, offset + y * each), softcap, zero)[0]
+                    w_y = 1.0 if weight is None else np.float64(weight[y])
+            m, rest = rows.statistics(logits, offset, classes, step, softcap)
+            first = rows.first_maximum(logits, offset, 0, classes, step, softcap, m)
+            gap = 0.0
+            mass = 0.0
+            if soft_base is not None or spread != 0.0:
+                soft_offset = 0
+                if soft_base is not None:
+                    soft_offset = start_of(i, inner, soft_outer_stride, soft_inner_stride)
+                top = 0.0 if m == -np.inf else m  # so that masked classes are at a distance
+                gap, mass = rows.gaps(
+                    logits, offset, classes, step, softcap, top,
+                    soft, soft_offset, soft_step, spread_weight, keep, spread,
+                )  # fmt: skip
+            m, first = _known_maximum(logits, offset, classes, each, m, rest, first)
+            _record(records, i, m, rest, first + class_offset, z_y, w_y, gap, mass, zero)
+
+
+@kernel
+def partial_columns(
+    logits_base, targets, soft_base, weight, spread_weight_base, records, class_offset,
+    ignore_index, keep, spread, softcap, outer, inner, classes, chunk, parts,
+    outer_stride, inner_stride, class_stride, soft_outer_stride, soft_inner_stride,
+    soft_class_stride, counter,
+):  # fmt: skip
+    """`partial_rows` with the lanes across rows."""
+    logits = address(logits_base)
+    soft = address(soft_base)
+    spread_weight = address(spread_weight_base)
+    zero = zeros(logits)
+    wide = convert(zero, 0.0)
+    width = lanes(zero)
+    row_bytes = width * 8
+    tiles = count_tiles(outer, inner, width)
+    scratch = np.zeros((5, width))
+    tile_memory, z_tile = allocate(classes, width)
+    tile = address_as(tile_memory, logits_base)
+    soft_memory, h_tile = allocate(0 if soft_base is None else classes, width)
+    soft_tile = address_as(soft_memory, soft_base)
+    advance = columns.number(tile, 0, 1, 0, zero)
+    while True:
+        part = claim(counter)
+        if part >= parts:
+            hold(tile_memory)
+            hold(soft_memory)
+            return
+        for number in range(part * chunk, min((part + 1) * chunk, tiles)):
+            i, skip, stop = tile_rows(number, outer, inner, width)
+            gather(
+                logits, outer_stride, inner_stride, class_stride, i, outer, inner, classes,
+                tile, z_tile, zero,
+            )  # fmt: skip
+            m, rest, first = columns.statistics(tile, z_tile, classes, softcap)
+            store(scratch, 0, None, m + wide)
+            store(scratch, row_bytes, None, rest)
+            store(scratch, 2 * row_bytes, None, convert(first, 0.0))
+            if soft_base is not None or spread != 0.0:
+                if soft_base is not None:
+                    gather(
+                        soft, soft_outer_stride, soft_inner_stride, soft_class_stride, i, outer,
+                        inner, classes, soft_tile, h_tile, zero,
+                    )  # fmt: skip
+                gap, mass = columns.gaps(
+                    tile, z_tile, classes, softcap, where(m == -np.inf, 0.0, m),
+                    soft_tile, h_tile, spread_weight, keep, spread,
+                )  # fmt: skip
+                store(scratch, 3 * row_bytes, None, gap)
+                store(scratch, 4 * row_bytes, None, mass)
+            for lane in range(skip, stop):
+                place = columns.number(tile, z_tile, 0, lane, zero)
+                z_y = 0.0
+                w_y = 0.0
+                if targets is not None:
+                    if targets[i + lane] == ignore_index:
+                        _record(records, i + lane, -np.inf, 0.0, -1, z_y, w_y, 0.0, 0.0, zero)
+                        continue
+                    y = targets[i + lane] - class_offset
+                    if 0 <= y < classes:
+                        raw = load_number(tile, place + y * advance)
+                        z_y = _capped_number(raw, softcap, zero)[0]
+                        w_y = 1.0 if weight is None else np.float64(weight[y])
+                top, at = _known_maximum(
+                    tile, place, classes, advance,
+                    scratch[0, lane], scratch[1, lane], int(scratch[2, lane]),
+                )  # fmt: skip
+                _record(
+                    records, i + lane, top, scratch[1, lane], at + class_offset, z_y, w_y,
+                    scratch[3, lane], scratch[4, lane], zero,
+                )  # fmt: skip
+
+
+@kernel
+def merge(records, others, like):
+    """Merge other records into records, row by row."""
+    for i in range(len(records)):
+        _merge_maximum(records, others, i, like)
+        records[i, LOGIT] += others[i, LOGIT]
+        records[i, WEIGHT] += others[i, WEIGHT]
+        if records.shape[1] > PLAIN:
+            binned.merge(records, others, i, MASS, binned.FEW)
+            binned.merge(records, others, i, GAP, binned.MANY)
+
+
+@device
+def _merge_maximum(records, others, i, like):
+    """Merge the maxima, their classes, and what the other classes add up to."""
+    m = records[i, MAXIMUM]
+    other = others[i, MAXIMUM]
+    if m != m or other != other:
+        if other != other and (m == m or others[i, FIRST] < records[i, FIRST]):
+            records[i, FIRST] = others[i, FIRST]
+        records[i, MAXIMUM] = np.nan
+        return
+    if other > m or (other == m and others[i, FIRST] < records[i, FIRST]):
+        records[i, FIRST] = others[i, FIRST]
+    records[i, MAXIMUM] = max(m, other)
+    if m != other and max(abs(m), abs(other)) > HUGE:
+        if other > m:
+            binned.clear(records, i, REST, binned.FEW)
+            binned.merge(records, others, i, REST, binned.FEW)
+        return
+    binned.merge(records, others, i, REST, binned.FEW)
+    if abs(m) < np.inf:
+        e, bins = exponential(min(m, other), like)
+        binned.add(records, i, REST, binned.FEW, e, bins)
+
+
+@device
+def _known(records, i, like):
+    """(m, rest, gap, mass) of a row, as `rows` has them."""
+    m = records[i, MAXIMUM]
+    rest = np.nan
+    gap = 0.0
+    mass = 0.0
+    if abs(m) < np.inf:
+        e, unit = exponential(m, like)
+        high, low, bins = binned.value(records, i, REST, binned.FEW)
+        rest = binned.shifted(binned.quotient(high, low, e), bins - unit, 0)
+        if records.shape[1] > PLAIN:
+            mass, mass_low, bins = binned.value(records, i, MASS, binned.FEW)
+            mass = binned.shifted(mass, bins, 0)
+            mass_low = binned.shifted(mass_low, bins, 0)
+            gap = _gap(records, i, m, mass, mass_low)
+    return m, rest, gap, mass
+
+
+@device
+def _gap(records, i, m, mass, mass_low):
+    """GAP + m MASS; terms that cancel are added with all their digits."""
+    gap, gap_low, bins = binned.value(records, i, GAP, binned.MANY)
+    if records[i, GAP] == np.inf:
+        return gap
+    # Relative to the power of two of m, where nothing overflows.
+    m, m_power = math.frexp(m)
+    gap = binned.shifted(gap, bins, -m_power)
+    gap_low = binned.shifted(gap_low, bins, -m_power)
+    high, low = binned.two_product(mass, m)
+    both, lost = binned.two_sum(high, gap)
+    both += ((lost + low) + gap_low) + mass_low * m
+    if abs(both) <= DROPPED * abs(gap):
+        return 0.0
+    return math.ldexp(both, m_power)
+
+
+@kernel
+def totals(records):
+    """Rows that count and the sum of the weights of their targets."""
+    count = 0
+    mass = 0.0
+    for i in range(len(records)):
+        if records[i, FIRST] >= 0.0:
+            count += 1
+            mass += records[i, WEIGHT]
+    return count, mass
+
+
+@kernel
+def finish(records, like, keep, z_loss, losses, lses, predicted):
+    """Fill the results of each row; returns the sums of the losses and of the z-loss terms."""
+    nll_sum = 0.0
+    z_sum = 0.0
+    for i in range(len(records)):
+        predicted[i] = int(records[i, FIRST])
+        if records[i, FIRST] < 0.0:
+            losses[i] = 0.0
+            lses[i] = 0.0
+            continue
+        m, rest, gap, mass = _known(records, i, like)
+        t = keep * records[i, WEIGHT]
+        nll, lse, _ = rows.cross_entropy(m, rest, records[i, LOGIT], t, gap, mass)
+        penalty = 0.0
+        if z_loss != 0.0:
+            penalty = z_loss * lse * lse
+        nll_sum += nll
+        z_sum += penalty
+        losses[i] = nll + penalty
+        lses[i] = lse if rest == rest else m
+    return nll_sum, z_sum
+
+
+@device
+def _row_gradient(records, i, g, nll_scale, z_scale, keep, z_loss, like):
+    """(m, rest, a, scale): the factor of the softmax in the gradient, and that of the labels."""
+    m, rest, gap, mass = _known(records, i, like)
+    t = keep * records[i, WEIGHT]
+    _, lse, everything = rows.cross_entropy(m, rest, records[i, LOGIT], t, gap, mass)
+    scale = g * nll_scale
+    a = scale * everything
+    if z_loss != 0.0:
+        a += g * z_scale * 2.0 * z_loss * lse
+    return m, rest, a, scale
+
+
+@device
+def _special(
+    records, i, targets, base, offset, each, classes, class_offset, softcap, m, rest, a, scale,
+    soft, soft_offset, soft_each, weight, keep, spread, like,
+):  # fmt: skip
+    """The class of the slice whose gradient is written apart, or -1, and that gradient.
+
+    The target, or in a soft-labelled row the class with more than half the probability.
+    """
+    z = m
+    u = 0.0
+    if targets is not None:
+        j = targets[i] - class_offset
+        z = records[i, LOGIT]
+        u = keep * records[i, WEIGHT]
+    else:
+        j = int(records[i, FIRST]) - class_offset
+        if not rest < 1.0:
+            return -1, 0.0
+    if not 0 <= j < classes:
+        return -1, 0.0
+    label = spread
+    if soft is not None:
+        label += keep * load_number(soft, soft_offset + j * soft_each)
+    if weight is not None:
+        label *= weight[j]
+    slope = _capped_number(load_number(base, offset + j * each), softcap, like)[1]
+    return j, slope * rows.target_gradient(m, rest, z, a, scale * (u + label))
+
+
+@kernel
+def gradient_rows(
+    logits_base, targets, soft_base, spread_weight_base, upstream, records, out_base,
+    nll_scale, z_scale, streaming, class_offset, keep, spread, z_loss, softcap,
+    outer, inner, classes, chunk, parts,
+    outer_stride, inner_stride, step, soft_outer_stride, soft_inner_stride, soft_step,
+    out_outer_stride, out_inner_stride, out_step, counter,
+):  # fmt: skip
+    """Gradient of rows with at least a vector of classes, from the records of all slices."""
+    logits = address(logits_base)
+    soft = address(soft_base)
+    out = address(out_base)
+    spread_weight = address(spread_weight_base)
+    zero = zeros(logits)
+    each = rows.distance(logits, step)
+    while True:
+        part = claim(counter)
+        if part >= parts:
+            drain()
+            return
+        for i in range(part * chunk, min((part + 1) * chunk, outer * inner)):
+            offset = start_of(i, inner, outer_stride, inner_stride)
+            out_offset = start_of(i, inner, out_outer_stride, out_inner_stride)
+            if records[i, FIRST] < 0.0:
+                rows.write_zeros(logits, classes, out, out_offset, out_step)
+                continue
+            soft_offset = 0
+            soft_each = 0
+            if soft_base is not None:
+                soft_offset = start_of(i, inner, soft_outer_stride, soft_inner_stride)
+                soft_each = rows.distance(soft, soft_step)
+            g = 1.0 if upstream is None else upstream[i]
+            m, rest, a, scale = _row_gradient(records, i, g, nll_scale, z_scale, keep, z_loss, zero)
+            special, value = _special(
+                records, i, targets, logits, offset, each, classes, class_offset, softcap,
+                m, rest, a, scale, soft, soft_offset, soft_each, spread_weight, keep, spread, zero,
+            )  # fmt: skip
+            rows.write_gradient(
+                logits, offset, classes, step, softcap, m, rest, a,
+                out, out_offset, out_step, streaming, soft, soft_offset, soft_step,
+                spread_weight, scale * keep, scale * spread,
+            )  # fmt: skip
+            if special >= 0:
+                store_number(out, out_offset + special * rows.distance(out, out_step), value)
+
+
+@kernel
+def gradient_columns(
+    logits_base, targets, soft_base, spread_weight_base, upstream, records, out_base,
+    nll_scale, z_scale, streaming, class_offset, keep, spread, z_loss, softcap,
+    outer, inner, classes, chunk, parts,
+    outer_stride, inner_stride, class_stride, soft_outer_stride, soft_inner_stride,
+    soft_class_stride, out_outer_stride, out_inner_stride, out_class_stride, counter,
+):  # fmt: skip
+    """`gradient_rows` with the lanes across rows."""
+    logits = address(logits_base)
+    soft = address(soft_base)
+    out = address(out_base)
+    spread_weight = address(spread_weight_base)
+    zero = zeros(logits)
+    wide = convert(zero, 0.0)
+    width = lanes(zero)
+    row_bytes = width * 8
+    last = outer * inner - 1
+    tiles = count_tiles(outer, inner, width)
+    known = np.zeros((5, width))  # m, rest, a, scale, whether the row counts
+    written = np.zeros((2, width))  # the class that is written apart, its gradient
+    tile_memory, z_tile = allocate(classes, width)
+    tile = address_as(tile_memory, logits_base)
+    soft_memory, h_tile = allocate(0 if soft_base is None else classes, width)
+    soft_tile = address_as(soft_memory, soft_base)
+    advance = columns.number(tile, 0, 1, 0, zero)
+    while True:
+        part = claim(counter)
+        if part >= parts:
+            drain()
+            hold(tile_memory)
+            hold(soft_memory)
+            return
+        for number in range(part * chunk, min((part + 1) * chunk, tiles)):
+            i, skip, stop = tile_rows(number, outer, inner, width)
+            gather(
+                logits, outer_stride, inner_stride, class_stride, i, outer, inner, classes,
+                tile, z_tile, zero,
+            )  # fmt: skip
+            if soft_base is not None:
+                gather(
+                    soft, soft_outer_stride, soft_inner_stride, soft_class_stride, i, outer, inner,
+                    classes, soft_tile, h_tile, zero,
+                )  # fmt: skip
+            for lane in range(width):
+                row = min(i + lane, last)
+                written[0, lane] = -1.0
+                known[4, lane] = records[row, FIRST] >= 0.0
+                if records[row, FIRST] < 0.0:
+                    continue
+                g = 1.0 if upstream is None else upstream[row]
+                m, rest, a, scale = _row_gradient(
+                    records, row, g, nll_scale, z_scale, keep, z_loss, zero
+                )
+                known[0, lane] = m
+                known[1, lane] = rest
+                known[2, lane] = a
+                known[3, lane] = scale
+                soft_place = 0
+                soft_advance = 0
+                if soft_base is not None:
+                    soft_place = columns.number(soft_tile, h_tile, 0, lane, zero)
+                    soft_advance = columns.number(soft_tile, 0, 1, 0, zero)
+                special, value = _special(
+                    records, row, targets, tile, columns.number(tile, z_tile, 0, lane, zero),
+                    advance, classes, class_offset, softcap, m, rest, a, scale,
+                    soft_tile, soft_place, soft_advance, spread_weight, keep, spread, zero,
+                )  # fmt: skip
+                written[0, lane] = special
+                written[1, lane] = value
+            scale = load(known, 3 * row_bytes, None, wide)
+            columns.to_gradient(
+                tile, z_tile, classes, softcap, load(known, 0, None, wide),
+                load(known, row_bytes, None, wide), load(known, 2 * row_bytes, None, wide),
+                load(known, 4 * row_bytes, None, wide) != 0.0, soft_tile, h_tile, spread_weight,
+                convert(scale * keep, zero), convert(scale * spread, zero),
+            )  # fmt: skip
+            for lane in range(width):
+                if written[0, lane] >= 0.0:
+                    place = columns.number(tile, z_tile, int(written[0, lane]), lane, zero)
+                    store_number(tile, place, written[1, lane])
+            scatter(
+                tile, z_tile, out, out_outer_stride, out_inner_stride, out_class_stride,
+                i, skip, stop, outer, inner, classes, streaming, zero,
+            )  # fmt: skip

@@ -1,0 +1,498 @@
+"""Cross-entropy where the classes are divided among arrays, processes or machines.
+
+Each holder of a slice of the classes looks at its logits once and makes a `partial`, 64 bytes per
+row (136 with label smoothing or probabilities as targets). `merge` makes one of several, in any
+order, to the same bits; what is merged from all slices tells the loss (`finish`) and lets every
+holder write the gradient of its own slice (`grad`). How partials travel is left to the caller:
+`fastce.mpi` and `fastce.dask` do it, and `Partial.records` is a plain array for everything else.
+
+For a row z, the slices A of its classes, m_A = max of z in A::
+
+    rest_A = sum of exp(z_c - m_A) over A without one class where the maximum is
+    m      = max of m_A
+    rest   = sum_A (exp(m_A - m) * (rest_A + 1)) - 1         without the subtraction: as a sum
+    loss   = (m - z_y) + log1p(rest)
+
+The sums that merge are kept as integers multiples of fixed powers of two [1]_, which makes merging
+exact, hence associative and commutative.
+
+References
+----------
+.. [1] J. Demmel and H. D. Nguyen, "Parallel reproducible summation", IEEE Transactions on Computers
+   64(7), 2015.
+
+Examples
+--------
+>>> import numpy as np
+>>> import fastce
+>>> from fastce import shards
+>>> logits = np.array([[2.0, 1.0, 0.0, 4.0], [0.0, 3.0, 1.0, 2.0]])
+>>> targets = np.array([0, 1])
+>>> left, right = logits[:, :2], logits[:, 2:]
+>>> total = shards.merge(
+...     shards.partial(left, targets, class_offset=0, classes=4),
+...     shards.partial(right, targets, class_offset=2, classes=4))
+>>> print(f"{shards.finish(total).loss:.6f} {fastce.cross_entropy(logits, targets):.6f}")
+1.312686 1.312686
+>>> print(shards.grad(right, targets, total, class_offset=2).round(4))
+[[0.0076 0.4155]
+ [0.0436 0.1184]]
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastce import _arguments as arguments
+from fastce._arguments import AnyArray, Reduction
+from fastce.cpu import calls
+from fastce.cpu import shards as kernels
+from fastce.cpu.layout import blocks, writable
+from fastce.cpu.threads import launch
+from fastce.losses import inverse
+
+Records = npt.NDArray[np.float64]
+
+
+class Terms(NamedTuple):
+    """What all slices of one loss have in common."""
+
+    classes: int
+    dtype: np.dtype[Any]
+    hard: bool
+    ignore_index: int
+    label_smoothing: float
+    softcap: float | None
+
+    @property
+    def record_size(self) -> int:
+        """Numbers per row; more where the labels lay something on every class."""
+        plain = self.hard and self.label_smoothing == 0.0
+        return kernels.PLAIN if plain else kernels.LABELLED
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Partial:
+    """What some of the classes know of each row: made by `partial` and `merge`.
+
+    Attributes
+    ----------
+    records : numpy.ndarray of float64, of shape (N + 1, 8) or (N + 1, 17)
+        One record per row, in row order, and a last one that counts classes: all that is sent and
+        merged. The first number is the maximum of the logits; what the others are is no promise.
+    rows : tuple of int
+        Shape of the rows: that of the logits without the class axis.
+    terms : Terms
+        What all slices have in common: number of classes, dtype of the loss, options.
+    """
+
+    records: Records
+    rows: tuple[int, ...]
+    terms: Terms
+
+    @property
+    def covered(self) -> int:
+        """How many classes have been looked at; `finish` and `grad` want all of them."""
+        return int(self.records[-1, kernels.LOGIT])
+
+    def select(self, rows: slice) -> "Partial":
+        """The partial of some rows, which have one axis."""
+        count = range(*rows.indices(len(self.records) - 1))
+        records = np.concatenate([self.records[:-1][rows], self.records[-1:]])
+        return Partial(records, (len(count),), self.terms)
+
+
+class ShardedLoss(NamedTuple):
+    """What `finish` returns.
+
+    Attributes
+    ----------
+    loss : numpy.float64 or numpy.float32, or numpy.ndarray
+        As from `fastce.cross_entropy`.
+    lse : numpy.ndarray
+        logsumexp of each row; 0 where ignored. Typed like the loss.
+    predicted : numpy.ndarray of int64
+        First class with the largest logit; -1 where ignored.
+    total_weight : float
+        What "mean" divides by, without `normalizer`.
+    """
+
+    loss: Any
+    lse: AnyArray
+    predicted: npt.NDArray[np.int64]
+    total_weight: float
+
+
+class _Slice:
+    """The checked logits and labels of a slice of the classes."""
+
+    def __init__(
+        self, logits: npt.ArrayLike, targets: npt.ArrayLike, axis: int,
+        weight: npt.ArrayLike | None, class_offset: int, classes: int, ignore_index: int,
+    ) -> None:  # fmt: skip
+        self.logits = z = arguments.float_array("logits", logits)
+        labels = np.asarray(targets)
+        fit = arguments.signature(
+            "logits", z.dtype, z.shape, axis, labels.dtype, labels.shape, ignore_index
+        )
+        self.axis, self.rows, self.count, self.dtype = fit.axis, fit.rows, fit.row_count, fit.dtype
+        self.size = fit.classes
+        self.offset = arguments.integer("class_offset", class_offset)
+        if not 0 <= self.offset <= classes - self.size:
+            raise ValueError(
+                f"class_offset: expected a slice of {self.size} classes to lie in [0, {classes}), "
+                f"got {self.offset}"
+            )
+        self.weight = arguments.class_weight("weight", weight, self.size, z.dtype)
+        self.hard: npt.NDArray[np.int64] | None = None
+        self.soft: AnyArray | None = None
+        if not fit.hard:
+            self.soft = arguments.float_array("targets", labels)
+            return
+        self.hard = arguments.hard_labels(labels, classes, ignore_index)
+        bad_row = calls.check_targets(self.hard, classes, ignore_index, None).bad_row
+        if bad_row >= 0:
+            raise arguments.bad_target(labels, bad_row, classes)
+
+    def label_terms(self, terms: Terms) -> tuple[float, float, AnyArray | None]:
+        """Share of the labels that is kept, share for each class, the weights of what is spread."""
+        spread = terms.label_smoothing / terms.classes
+        everywhere = self.soft is not None or spread > 0.0
+        return 1.0 - terms.label_smoothing, spread, self.weight if everywhere else None
+
+
+def partial(
+    logits: npt.ArrayLike,
+    targets: npt.ArrayLike,
+    *,
+    class_offset: int,
+    classes: int,
+    axis: int = -1,
+    weight: npt.ArrayLike | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    softcap: float | None = None,
+) -> Partial:
+    """Summarise a slice of the classes, one short record per row, in one read of its logits.
+
+    Parameters
+    ----------
+    logits : array_like of float64, float32, float16 or bfloat16
+        Logits of the classes from `class_offset` on, any number of dimensions, any strides.
+    targets : array_like
+        Integers in [0, classes) shaped like `logits` without the class axis, the same for every
+        slice: most lie in another one. Or probabilities shaped like `logits`, those of the slice.
+    class_offset : int
+        The first class of the slice.
+    classes : int
+        C, the number of classes of all slices.
+    axis : int, default -1
+        The class axis.
+    weight : array_like, optional
+        Weights of the classes of the slice.
+    ignore_index, label_smoothing, softcap
+        As in `fastce.cross_entropy`; the same for every slice.
+
+    Returns
+    -------
+    Partial
+        To be merged with those of the other slices.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `fastce.cross_entropy` does; ValueError also if the slice reaches beyond the classes.
+
+    See Also
+    --------
+    merge, finish, grad : What comes next; options of the reduction are given there.
+
+    Notes
+    -----
+    Accuracy and edge cases are those of `fastce.cross_entropy`: neither depends on how the classes
+    are divided. A slice that is all -inf is one of classes without probability.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastce import shards
+    >>> part = shards.partial(np.zeros((2, 3)), [0, 7], class_offset=5, classes=10)
+    >>> part.records.shape, part.covered
+    ((3, 8), 3)
+    """
+    classes = arguments.integer("classes", classes)
+    options = arguments.options(ignore_index, label_smoothing, 0.0, softcap, "none", None)
+    part = _Slice(logits, targets, axis, weight, class_offset, classes, options.ignore_index)
+    terms = Terms(
+        classes, np.dtype(part.dtype), part.hard is not None, options.ignore_index,
+        options.label_smoothing, options.softcap,
+    )  # fmt: skip
+    keep, spread, spread_weight = part.label_terms(terms)
+    records = _without_rows(part.count, part.size, terms)
+    for first, (z_base, soft_base), layout in blocks(part.axis, part.logits, part.soft):
+        rows = slice(first, first + layout.outer * layout.inner)
+        args = (
+            z_base, _some(part.hard, rows), soft_base, part.weight, spread_weight, records[rows],
+            part.offset, terms.ignore_index, keep, spread, terms.softcap,
+            *layout[:5], *layout.strides[0], *layout.strides[1],
+        )  # fmt: skip
+        kernel = kernels.partial_columns if layout.columns else kernels.partial_rows
+        launch(kernel, args, layout.parallel)
+    return Partial(records, part.rows, terms)
+
+
+def _without_rows(count: int, classes: int, terms: Terms) -> Records:
+    """Records of `count` rows still to be written, and the one that counts classes."""
+    records = np.empty((count + 1, terms.record_size))
+    records[-1] = 0.0
+    for at in (kernels.MAXIMUM, kernels.REST, kernels.MASS, kernels.GAP):
+        if at < terms.record_size:
+            records[-1, at] = -np.inf
+    records[-1, kernels.LOGIT] = classes
+    return records
+
+
+def merge(first: Partial, *others: Partial) -> Partial:
+    """Make one partial of several, of slices that have no class in common.
+
+    Every bit of the result is the same in whatever order, and however grouped, they are merged.
+
+    Parameters
+    ----------
+    first, *others : Partial
+        Partials of the same rows, from calls with the same options.
+
+    Returns
+    -------
+    Partial
+        What `partial` would return for all their classes, or its equivalent.
+
+    Raises
+    ------
+    ValueError
+        If rows, dtypes or options differ, or there are more classes than there can be.
+
+    See Also
+    --------
+    merge_records : The same in place, for reductions in other libraries.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastce import shards
+    >>> z = np.array([[1.0, 2.0, 3.0]])
+    >>> a, b, c = (
+    ...     shards.partial(z[:, k : k + 1], [2], class_offset=k, classes=3) for k in range(3))
+    >>> one = shards.merge(a, b, c)
+    >>> other = shards.merge(c, shards.merge(b, a))
+    >>> one.records.tobytes() == other.records.tobytes()
+    True
+    """
+    total = Partial(first.records.copy(), first.rows, first.terms)
+    for other in others:
+        for name in ("rows", "terms"):
+            if getattr(other, name) != getattr(first, name):
+                raise ValueError(
+                    f"partials: expected the same {name}, got {getattr(first, name)} and "
+                    f"{getattr(other, name)}"
+                )
+        merge_records(total.records, other.records, first.terms.dtype)
+    if total.covered > first.terms.classes:
+        raise ValueError(
+            f"partials: expected slices without common classes, got {total.covered} of "
+            f"{first.terms.classes} classes"
+        )
+    return total
+
+
+def merge_records(records: Records, others: Records, dtype: npt.DTypeLike) -> None:
+    """Merge `others` into `records`, row by row: the reduction that `merge` does, in place.
+
+    Parameters
+    ----------
+    records : numpy.ndarray of float64
+        `Partial.records`, all or some rows; contiguous, and written to.
+    others : numpy.ndarray of float64
+        Records of the same rows.
+    dtype : dtype
+        That of the loss, `Partial.terms.dtype`.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastce import shards
+    >>> a, b = (shards.partial([[z]], [0], class_offset=k, classes=2)
+    ...         for k, z in enumerate([1.0, 5.0]))
+    >>> shards.merge_records(a.records, b.records, np.float64)
+    >>> float(a.records[0, 0])
+    5.0
+    """
+    if records.shape != others.shape:
+        raise ValueError(f"others: expected shape {records.shape}, got {others.shape}")
+    kernels.merge(records, writable(others), np.dtype(dtype).type(0))
+
+
+def finish(
+    total: Partial,
+    *,
+    z_loss: float = 0.0,
+    reduction: Reduction = "mean",
+    normalizer: float | None = None,
+) -> ShardedLoss:
+    """Loss, log-sum-exp and prediction of each row, from the partials of all slices merged.
+
+    Parameters
+    ----------
+    total : Partial
+        Merged from slices that make up all classes.
+    z_loss, reduction, normalizer
+        As in `fastce.cross_entropy`.
+
+    Returns
+    -------
+    ShardedLoss
+        Of `loss`, `lse`, `predicted` and `total_weight`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option is outside its range, or classes are missing in `total`.
+
+    Examples
+    --------
+    >>> from fastce import shards
+    >>> total = shards.partial([[0.0, 40.0]], [1], class_offset=0, classes=2)
+    >>> print(f"{shards.finish(total).loss:.4e}")
+    4.2484e-18
+    """
+    terms = total.terms
+    options = arguments.options(
+        terms.ignore_index, terms.label_smoothing, z_loss, terms.softcap, reduction, normalizer
+    )
+    weight, count, total_weight = divisors(total, options)
+    losses, lse = np.empty(total.rows, terms.dtype), np.empty(total.rows, terms.dtype)
+    predicted = np.empty(total.rows, np.int64)
+    nll, z = kernels.finish(
+        total.records[:-1], terms.dtype.type(0), 1.0 - terms.label_smoothing, options.z_loss,
+        losses.reshape(-1), lse.reshape(-1), predicted.reshape(-1),
+    )  # fmt: skip
+    loss: Any = losses
+    if reduction != "none":
+        value = nll / weight + (z / count if z else 0.0) if weight else math.nan
+        loss = arguments.scalar(value, terms.dtype.type)
+    return ShardedLoss(loss, lse, predicted, total_weight)
+
+
+def grad(
+    logits: npt.ArrayLike,
+    targets: npt.ArrayLike,
+    total: Partial,
+    *,
+    class_offset: int,
+    axis: int = -1,
+    weight: npt.ArrayLike | None = None,
+    z_loss: float = 0.0,
+    reduction: Reduction = "mean",
+    normalizer: float | None = None,
+    grad_output: npt.ArrayLike | None = None,
+    out: AnyArray | None = None,
+) -> AnyArray:
+    """Gradient with respect to the logits of a slice, in one read and one write.
+
+    Parameters
+    ----------
+    logits, targets, class_offset, axis, weight
+        The slice, as given to `partial`; its other options come with `total`.
+    total : Partial
+        Merged from slices that make up all classes.
+    z_loss, reduction, normalizer
+        As given to `finish`.
+    grad_output, out
+        As in `fastce.cross_entropy_and_grad`; ``out=logits`` computes in place.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shaped and typed like `logits`; `out` itself if given.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `partial` and `fastce.cross_entropy_and_grad` do, before anything is written; ValueError
+        also if `total` is of other rows, labels or dtype, or classes are missing in it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastce import shards
+    >>> z = np.array([[0.0, 1.0, 2.0]])
+    >>> parts = [shards.partial(z[:, s], [2], class_offset=s.start, classes=3)
+    ...          for s in (slice(0, 1), slice(1, 3))]
+    >>> shards.grad(z[:, 1:], [2], shards.merge(*parts), class_offset=1).round(4)
+    array([[ 0.2447, -0.3348]])
+    """
+    terms = total.terms
+    options = arguments.options(
+        terms.ignore_index, terms.label_smoothing, z_loss, terms.softcap, reduction, normalizer
+    )
+    part = _Slice(logits, targets, axis, weight, class_offset, terms.classes, terms.ignore_index)
+    got = (part.rows, np.dtype(part.dtype), part.hard is not None)
+    if got != (total.rows, terms.dtype, terms.hard):
+        raise ValueError(
+            f"total: expected rows {part.rows}, {got[1]} and {'integer' if got[2] else 'soft'} "
+            f"targets, got {total.rows}, {terms.dtype} and "
+            f"{'integer' if terms.hard else 'soft'} targets"
+        )
+    scalar, per_row = arguments.upstream(grad_output, part.rows, reduction)
+    out = arguments.output(
+        out, part.logits, targets=part.soft if part.hard is None else part.hard,
+        weight=part.weight, grad_output=per_row, total=total.records,
+    )  # fmt: skip
+    weights, count, _ = divisors(total, options)
+    scales = scalar * inverse(weights), scalar * inverse(count if weights else 0.0)
+    keep, spread, spread_weight = part.label_terms(terms)
+    streaming = calls._streaming(out, part.logits, part.axis)
+    for first, (z_base, soft_base, out_base), layout in blocks(
+        part.axis, part.logits, part.soft, out
+    ):
+        rows = slice(first, first + layout.outer * layout.inner)
+        strides = layout.strides
+        args = (
+            z_base, _some(part.hard, rows), soft_base, spread_weight, _some(per_row, rows),
+            total.records[rows], out_base, *scales, streaming, part.offset,
+            keep, spread, options.z_loss, terms.softcap,
+            *layout[:5], *strides[0], *strides[1], *strides[2],
+        )  # fmt: skip
+        kernel = kernels.gradient_columns if layout.columns else kernels.gradient_rows
+        launch(kernel, args, layout.parallel)
+    return out
+
+
+def _some(array: AnyArray | None, rows: slice) -> AnyArray | None:
+    """Some rows of a per-row array, as kernels take it."""
+    return None if array is None else writable(array[rows])
+
+
+def divisors(total: Partial, options: arguments.Options) -> tuple[float, float, float]:
+    """What the weighted losses and the z-loss terms are divided by, and the weight of all rows."""
+    if total.covered != total.terms.classes:
+        raise ValueError(
+            f"total: expected partials of all {total.terms.classes} classes merged, "
+            f"got {total.covered} of them"
+        )
+    count, weight = kernels.totals(total.records[:-1])
+    if not total.terms.hard:
+        weight = float(count)
+    if options.reduction != "mean":
+        return 1.0, 1.0, weight
+    if options.normalizer is not None:
+        return options.normalizer, options.normalizer, weight
+    return weight, count, weight
