@@ -17,7 +17,6 @@ torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402, N812
 from torch.testing import assert_close  # noqa: E402
-from torch.testing._internal.common_methods_invocations import op_db  # noqa: E402
 
 import fastce.torch as ft  # noqa: E402
 
@@ -58,6 +57,8 @@ def loss_and_gradients(function, arguments, upstream=1.0):
 
 
 def samples(name, dtype):
+    from torch.testing._internal.common_methods_invocations import op_db  # takes seconds
+
     (info,) = [op for op in op_db if op.name == name and not op.variant_test_name]
     return list(info.sample_inputs("cpu", dtype, requires_grad=True))
 
