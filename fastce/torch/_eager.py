@@ -1,0 +1,82 @@
+"""Cross-entropy of logits in eager mode: loss and gradient in one pass, past the dispatcher."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastce.torch import _logits
+from fastce.torch._tensors import Options, empty_like
+
+_NO_GRADIENTS = (None,) * 4
+
+
+class CrossEntropy(torch.autograd.Function):
+    """The loss, whose gradient is computed along with it and handed over in the first backward.
+
+    It is computed anew, into the same memory, where an upstream gradient other than 1 comes in: a
+    product would be as slow and round once more, to nothing if the numbers are small 16-bit ones.
+    Further passes through the same graph compute it anew as well.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, axis: int, options: Options
+    ) -> Tensor:
+        ctx.save_for_backward(input, target, weight)
+        ctx.arguments = axis, options
+        if options.reduction == "none":
+            return _logits.loss(input, target, weight, axis, options)
+        # Not among the saved tensors: whoever takes it may write to it.
+        ctx.gradient = empty_like(input)
+        return _logits.loss_and_gradient(input, target, weight, axis, options, ctx.gradient)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        input, target, weight = ctx.saved_tensors
+        axis, options = ctx.arguments
+        if torch.is_grad_enabled():
+            again = _logits.cross_entropy_grad(g, input, target, weight, axis, *options)
+            return again, *_NO_GRADIENTS
+        gradient = vars(ctx).pop("gradient", None)
+        if gradient is None or g.item() != 1.0:
+            gradient = _logits.gradient(g, input, target, weight, axis, options, gradient)
+        return gradient, *_NO_GRADIENTS
+
+
+class InPlace(torch.autograd.Function):
+    """The loss, whose gradient takes the memory of the logits.
+
+    With reduction="none" that happens in backward, when the upstream gradients are known. The
+    version counter tells torch of it: who needs the logits afterwards gets torch's own error.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, axis: int, options: Options
+    ) -> Tensor:
+        ctx.arguments = axis, options
+        memory = input.detach()  # shares the version counter
+        if options.reduction == "none":
+            loss = _logits.loss(input, target, weight, axis, options)
+        else:
+            loss = _logits.loss_and_gradient(input, target, weight, axis, options, memory)
+            torch.autograd.graph.increment_version(memory)
+        ctx.save_for_backward(memory, target, weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        memory, target, weight = ctx.saved_tensors
+        axis, options = ctx.arguments
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "in_place: expected a backward without create_graph, got one with it: "
+                "the logits that second derivatives need are gone"
+            )
+        if options.reduction == "none":
+            _logits.gradient(g, memory, target, weight, axis, options, memory)
+            torch.autograd.graph.increment_version(memory)
+        elif g.item() != 1.0:
+            memory.mul_(g)
+        return memory, *_NO_GRADIENTS

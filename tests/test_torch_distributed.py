@@ -1,0 +1,29 @@
+"""`fastce.torch.distributed` with gloo: the results of one process, and no rank left waiting."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+ROOT = Path(__file__).parents[1]
+SECONDS = 500
+
+
+def test_on_1_2_and_4_ranks():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.torch_distributed_program", "1", "2", "4"],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:  # a hang: all ranks go
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 0, output
+    assert all(f"{size} ranks: all well" in output for size in (1, 2, 4))
