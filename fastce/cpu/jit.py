@@ -20,9 +20,11 @@ import llvmlite
 import numba
 import numpy as np
 from numba.core.caching import _Cache
+from numba.core.ccallback import CFunc
 from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
+from numba.core.sigutils import normalize_signature
 
 if hasattr(os, "register_at_fork"):
     # A child forked while another thread compiles would find the compiler locked for ever.
@@ -61,6 +63,16 @@ def device(function: Callable[..., Any]) -> Callable[..., Any]:
 def public(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `function` as part of whatever compiled code calls it, or for a call from Python."""
     return numba.njit(function, forceinline=True, **_FLAGS)  # type: ignore[no-any-return]
+
+
+def c_function(function: Callable[..., Any], signature: Any) -> Any:
+    """Compile `function` now into one that C can call; its `address` is good while it lives."""
+    args, result = normalize_signature(signature)
+    compiled = CFunc(function, (args, result), locals={}, options=dict(_FLAGS))
+    if cache_directory() is not None:
+        compiled._cache = _SourceCache(function)
+    compiled.compile()
+    return compiled
 
 
 def _cached(dispatcher: Any) -> Callable[..., Any]:

@@ -72,6 +72,29 @@ def on_the_stack(typingctx, base, count):
 
 
 @intrinsic
+def position(typingctx, pointer):
+    """The address that a pointer holds."""
+
+    def codegen(context, builder, sig, args):
+        return builder.ptrtoint(args[0], I64)
+
+    return types.int64(pointer), codegen
+
+
+@intrinsic
+def pointer_at(typingctx, position, item):
+    """An address as a pointer to numbers of a type, such as `numpy.float32`; None for no type."""
+    if item is types.none:
+        return item(position, item), lambda context, builder, sig, args: context.get_dummy_value()
+    pointer = types.CPointer(item.dtype)
+
+    def codegen(context, builder, sig, args):
+        return builder.inttoptr(args[0], context.get_value_type(pointer))
+
+    return pointer(position, item), codegen
+
+
+@intrinsic
 def hold(typingctx, memory):
     """Hold on to an array up to here: a bare pointer to it does not."""
     return types.void(memory), lambda context, builder, sig, args: context.get_dummy_value()
