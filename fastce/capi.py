@@ -78,7 +78,7 @@ def function(name: str) -> Any:
 
     signature = _signature(name)
     simple = {types.float64: ctypes.c_double, types.int64: ctypes.c_int64}
-    arguments = [simple.get(ty, ctypes.c_void_p) for ty in signature.args]
+    arguments: list[Any] = [simple.get(ty, ctypes.c_void_p) for ty in signature.args]
     return ctypes.CFUNCTYPE(ctypes.c_int64, *arguments)(address(name))
 
 

@@ -70,7 +70,7 @@ def c_function(function: Callable[..., Any], signature: Any) -> Any:
     args, result = normalize_signature(signature)
     compiled = CFunc(function, (args, result), locals={}, options=dict(_FLAGS))
     if cache_directory() is not None:
-        compiled._cache = _SourceCache(function)
+        compiled._cache = _SourceCache(function)  # type: ignore[attr-defined]
     compiled.compile()
     return compiled
 

@@ -6,11 +6,15 @@ given below; a 32-bit field is the lower half of its word.  Handlers touch no Py
 share their work with the threads of XLA's own pool.
 
 What is to be done is a *job*, words on the heap: its fields, then targets, upstream gradients and
-sums.  A task of the pool may begin when all is done and the arrays are gone; it then finds the job
-closed.  Whoever leaves last frees it.
+sums.  A thread of the pool that comes to help may begin when all is done and the arrays are gone;
+it then finds the job closed.  Whoever leaves last frees it.  One function is both XLA's handler and
+the pool's task, so that the kernels are compiled once; it knows a job by its first word, where a
+frame has its size.
 """
 
+import ctypes
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,17 +40,20 @@ ERROR_DESTROY, SCHEDULE, POOL_SIZE, TABLE = 8, 17, 18, 19
 METADATA_EXTENSION, EXECUTE = 1, 3
 
 # Attributes, which come sorted by their names.
-IGNORE_INDEX, LABEL_SMOOTHING, TRAILING, Z_LOSS = range(4)
+LABEL_SMOOTHING, TRAILING, Z_LOSS = range(3)
 
 # Words of a job.
 (
-    COUNTER, BEGUN, DONE, OWNERS, LOGITS, LABELS, UPSTREAM, LOSSES, GRADIENT, SUMS, OUTER, INNER,
-    CLASSES, CHUNK, PARTS, COLUMNS, IGNORED, SMOOTHING, PENALTY, POOL, REQUEST,
-) = range(21)  # fmt: skip
+    MARK, COUNTER, BEGUN, DONE, OWNERS, LOGITS, LABELS, UPSTREAM, LOSSES, GRADIENT, SUMS, OUTER,
+    INNER, CLASSES, OUTER_STRIDE, INNER_STRIDE, CLASS_STRIDE, CHUNK, PARTS, COLUMNS, SMOOTHING,
+    PENALTY, POOL, REQUEST,
+) = range(24)  # fmt: skip
 FIELDS = REQUEST + 5  # the longest structure that a function of XLA's takes
+JOB = -1  # the mark
 CLOSED = 1 << 32
 # Logits from which more threads are worth waking.
 SHARED = 65536
+IGNORED = -1  # the target of rows that count for nothing
 
 _YIELD = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
 
@@ -95,15 +102,14 @@ def _call(typingctx: Any, function: Any, argument: Any) -> Any:
 
 
 @intrinsic
-def _task_address(typingctx: Any, name: Any) -> Any:
-    """The address that `binding.add_symbol` has given a name."""
+def _symbol(typingctx, name):
+    """The word at the address that `binding.add_symbol` has given a name."""
     if not isinstance(name, types.StringLiteral):
         return None  # numba tries again with the literal
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        function_type = ir.FunctionType(I64, [I64])
-        function = ir.Function(builder.module, function_type, name.literal_value)
-        return builder.ptrtoint(function, I64)
+    def codegen(context, builder, sig, args):
+        word = ir.GlobalVariable(builder.module, I64, name.literal_value)
+        return builder.load(word, typ=I64)
 
     return types.int64(name), codegen
 
@@ -196,15 +202,22 @@ def _request(frame, job, function, size, third, fourth):
 
 
 @device
-def _helpers(frame, job, wanted):
-    """How many threads of the pool may help."""
-    if wanted < 1 or _words(frame[API], 1)[0] < 8 * TABLE:
-        return 0
+def _call_help(frame, job, task):
+    """Give the pool as many tasks as threads of it may help."""
     words = _words(job, FIELDS)
+    words[OWNERS] = 1
+    if words[OUTER] * words[INNER] * words[CLASSES] < SHARED:
+        return
+    if _words(frame[API], 1)[0] < 8 * TABLE:
+        return
     words[POOL] = 0
     if not _request(frame, job, POOL_SIZE, 32, job + 8 * POOL, 0):
-        return 0
-    return max(0, min(wanted, words[POOL] - 1))
+        return
+    helpers = max(0, min(words[PARTS], words[POOL]) - 1)
+    words[OWNERS] = 1 + helpers
+    for _ in range(helpers):
+        if not _request(frame, job, SCHEDULE, 40, task, job):
+            _leave(job)
 
 
 # Jobs ---------------------------------------------------------------------------------------------
@@ -216,7 +229,7 @@ def _prepare(address, kind, label_kind, upstream_kind):
     frame = _words(address, FRAME)
     operands = _words(frame[ARGUMENTS], 3)
     results = _words(frame[RESULTS], 2)
-    attributes = _words(frame[ATTRIBUTES], 4)
+    attributes = _words(frame[ATTRIBUTES], 3)
     logits = _words(operands[0], DIMENSIONS + 1)
     dimensions = _words(logits[DIMENSIONS], logits[RANK])
     axis = logits[RANK] - 1 - _attribute(attributes, TRAILING)
@@ -226,14 +239,16 @@ def _prepare(address, kind, label_kind, upstream_kind):
     rows = outer * inner
     if frame[STAGE] & 0xFFFFFFFF != EXECUTE or rows == 0:
         return 0
-    if inner == 1:
-        outer, inner = 1, rows
     base = pointer_at(logits[DATA], kind)
     size = item_size(base)
-    columns = across(base, classes, _strides(outer, inner, classes, size)[2], None, 0)
+    outer_stride, inner_stride, class_stride = classes * inner * size, size, inner * size
+    if inner == 1:
+        outer, inner, outer_stride, inner_stride = 1, rows, 0, classes * size
+    columns = across(base, classes, class_stride, None, 0)
     chunk, parts = chunks(base, outer, inner, classes, columns)
     job = _allocate(8 * (FIELDS + 2 * rows + 2 * parts))
     words = _words(job, FIELDS)
+    words[MARK] = JOB
     words[COUNTER] = 0
     words[BEGUN] = 0
     words[DONE] = 0
@@ -245,10 +260,12 @@ def _prepare(address, kind, label_kind, upstream_kind):
     words[OUTER] = outer
     words[INNER] = inner
     words[CLASSES] = classes
+    words[OUTER_STRIDE] = outer_stride
+    words[INNER_STRIDE] = inner_stride
+    words[CLASS_STRIDE] = class_stride
     words[CHUNK] = chunk
     words[PARTS] = parts
     words[COLUMNS] = columns
-    words[IGNORED] = _attribute(attributes, IGNORE_INDEX)
     words[SMOOTHING] = _attribute(attributes, LABEL_SMOOTHING)
     words[PENALTY] = _attribute(attributes, Z_LOSS)
     if label_kind is not None:
@@ -299,20 +316,12 @@ def _attribute(attributes, number):
 
 
 @device
-def _strides(outer, inner, classes, size):
-    """Bytes between outer rows, inner rows and classes of arrays without gaps."""
-    if outer == 1:
-        return (0, classes * size, size)
-    return (classes * inner * size, size, inner * size)
-
-
-@device
 def _bad(y, words):
-    return (y < 0 or y >= words[CLASSES]) and y != words[IGNORED]
+    return (y < 0 or y >= words[CLASSES]) and y != IGNORED
 
 
 class Handler:
-    """One compiled handler and the task that it gives to the pool; `address` is for XLA.
+    """One compiled handler, whose `address` is for XLA; it must live as long as XLA may call it.
 
     The operands are logits, labels (int32 classes, or probabilities typed like the logits) and,
     with a gradient, an upstream gradient for each row; the results are losses and the gradient.
@@ -320,71 +329,59 @@ class Handler:
     """
 
     def __init__(self, kind: type[np.generic], soft: bool, with_grad: bool) -> None:
-        name = f"fastce.xla.{kind.__name__}.{soft}.{with_grad}"
-        task, handle = _functions(name, kind, soft, with_grad)
-        task.__qualname__, handle.__qualname__ = f"{name}.task", f"{name}.handle"
-        signature = types.int64(types.int64)
-        self._task = c_function(task, signature)
-        binding.add_symbol(name, self._task.address)
-        self._handle = c_function(handle, signature)
-        self.address = int(self._handle.address)
+        name = f"fastce.xla.{kind.__name__}.{'soft' if soft else 'hard'}.{with_grad}"
+        self._itself = ctypes.c_int64()  # where the handler finds its own address
+        binding.add_symbol(name, ctypes.addressof(self._itself))
+        handle = _handler(name, kind, soft, with_grad)
+        handle.__qualname__ = name  # what the cache knows it by
+        self._compiled = c_function(handle, types.int64(types.int64))
+        self.address = self._itself.value = int(self._compiled.address)
 
 
-def _functions(name: str, kind: type[np.generic], soft: bool, with_grad: bool) -> tuple[Any, Any]:
-    """The bodies of a task and a handler; what a kind lacks is None and compiled away."""
+def _handler(name: str, kind: type[np.generic], soft: bool, with_grad: bool) -> Callable[..., Any]:
+    """The body of a handler; what a kind lacks is None and compiled away."""
     loss_kind = np.float64 if kind is np.float64 else np.float32
     label_kind, target_kind = (None, None) if soft else (np.int32, np.int64)
     soft_kind = kind if soft else None
     gradient_kind = kind if with_grad else None
     given_kind, upstream_kind = (loss_kind, np.float64) if with_grad else (None, None)
 
-    @device
-    def work(job):
-        """Claim chunks of a job until none is left."""
+    def handle(address):
+        job = address
+        helping = _words(address, 1)[MARK] == JOB
+        if not helping:
+            frame = _words(address, FRAME)
+            if frame[EXTENSION] != 0 and _answer(frame[EXTENSION]):
+                return 0
+            job = _prepare(address, kind, label_kind, given_kind)
+            if job == 0:
+                return 0
+            _call_help(frame, job, _symbol(name))
         words = _words(job, FIELDS)
+        if helping and _add(words, BEGUN, 1) >= CLOSED:
+            _leave(job)
+            return 0
         outer, inner, classes, parts = words[OUTER], words[INNER], words[CLASSES], words[PARTS]
-        logits = pointer_at(words[LOGITS], kind)
-        strides = _strides(outer, inner, classes, item_size(logits))
+        strides = (words[OUTER_STRIDE], words[INNER_STRIDE], words[CLASS_STRIDE])
         cross_entropy(
-            logits, _array(words[LABELS], target_kind, outer * inner),
+            pointer_at(words[LOGITS], kind), _array(words[LABELS], target_kind, outer * inner),
             pointer_at(words[LABELS], soft_kind),
             _array(words[UPSTREAM], upstream_kind, outer * inner),
             _array(words[LOSSES], loss_kind, outer * inner),
             pointer_at(words[GRADIENT], gradient_kind),
-            1.0, words[IGNORED], _number(words[SMOOTHING]), _number(words[PENALTY]),
+            1.0, IGNORED, _number(words[SMOOTHING]), _number(words[PENALTY]),
             outer, inner, classes, strides, strides, strides, words[COLUMNS] != 0, words[CHUNK],
             _array(words[SUMS], np.float64, 2 * parts).reshape((parts, 2)),
             _words(job + 8 * COUNTER, 1),
         )  # fmt: skip
-
-    def task(job):
-        words = _words(job, FIELDS)
-        if _add(words, BEGUN, 1) < CLOSED:
-            work(job)
+        if helping:
             _add(words, DONE, 1)
+        else:
+            begun = _add(words, BEGUN, CLOSED)
+            while _add(words, DONE, 0) < begun:
+                _give_way()
+            _finish(address, job, label_kind, loss_kind)
         _leave(job)
         return 0
 
-    def handle(address):
-        frame = _words(address, FRAME)
-        if frame[EXTENSION] != 0 and _answer(frame[EXTENSION]):
-            return 0
-        job = _prepare(address, kind, label_kind, given_kind)
-        if job == 0:
-            return 0
-        words = _words(job, FIELDS)
-        large = words[OUTER] * words[INNER] * words[CLASSES] >= SHARED
-        helpers = _helpers(frame, job, words[PARTS] - 1 if large else 0)
-        words[OWNERS] = 1 + helpers
-        for _ in range(helpers):
-            if not _request(frame, job, SCHEDULE, 40, _task_address(name), job):
-                _leave(job)
-        work(job)
-        begun = _add(words, BEGUN, CLOSED)
-        while _add(words, DONE, 0) < begun:
-            _give_way()
-        _finish(address, job, label_kind, loss_kind)
-        _leave(job)
-        return 0
-
-    return task, handle
+    return handle
