@@ -181,12 +181,13 @@ def cross_entropy(
     --------
     >>> import jax
     >>> import jax.numpy as jnp
+    >>> import numpy as np
     >>> import fastce.jax
     >>> logits = jnp.array([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
     >>> loss, grad = jax.value_and_grad(fastce.jax.cross_entropy)(logits, jnp.array([0, 1]))
     >>> print(f"{loss:.4f}")
     0.2887
-    >>> print(grad.round(4))
+    >>> print(np.asarray(grad).round(4))
     [[-0.1674  0.1224  0.045 ]
      [ 0.021  -0.0781  0.0571]]
     """
