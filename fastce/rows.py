@@ -128,8 +128,6 @@ def _out_address(typingctx: Any, out: Any, logits: Any) -> Any:
 @intrinsic
 def _stride(typingctx: Any, row: Any) -> Any:
     """Bytes from class to class; None where the type says that they lie side by side."""
-    if not isinstance(row, types.Array):
-        return None
     if row.is_contig:
         return types.none(row), lambda context, builder, sig, args: context.get_dummy_value()
 

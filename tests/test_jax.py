@@ -3,15 +3,17 @@
 import functools
 from concurrent.futures import ThreadPoolExecutor
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import fastce
-import fastce.jax
 from tests.checks import draw, draw_soft, draw_targets, same_bits
+
+jax = pytest.importorskip("jax")
+optax = pytest.importorskip("optax")
+import jax.numpy as jnp  # noqa: E402
+
+import fastce.jax  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -60,9 +62,8 @@ def test_the_bits_of_numpy(shape, option):
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
-def test_dtypes(dtype):
-    logits = jnp.asarray(draw((5, 70))).astype(dtype)
+def test_half_precision():
+    logits = jnp.asarray(draw((5, 70))).astype(jnp.bfloat16)
     targets = jnp.arange(5)
     assert all(
         map(same_bits, result(logits, targets, reduction="none"),

@@ -10,7 +10,7 @@ from numba.core.errors import TypingError
 
 import fastce
 from fastce import rows
-from tests.checks import draw, loss_dtype, same_bits
+from tests.checks import draw, draw_targets, loss_dtype, same_bits
 from tests.conftest import PACKAGE
 
 # Below, at and above a vector, 64 classes (from where lanes run along the row) and a block.
@@ -98,7 +98,7 @@ def assert_same(z, y, **options):
 
 
 @pytest.mark.parametrize("classes", SIZES)
-@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, ml_dtypes.bfloat16])
 def test_the_bits_of_the_numpy_functions(dtype, classes):
     for scale in (1, 30):
         z = draw((classes,), dtype, scale=scale, seed=classes)
@@ -108,8 +108,8 @@ def test_the_bits_of_the_numpy_functions(dtype, classes):
 
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("classes", [3, 40, 64, 700])
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_edge_cases(name, classes, dtype):
+def test_edge_cases(name, classes):
+    dtype = np.float32
     z = row(ROWS[name], classes, dtype)
     for y in (0, 1, classes - 1):
         assert_same(z, y)
@@ -169,27 +169,24 @@ def test_the_rest_of_a_confident_row_keeps_its_digits():
 
 
 @numba.njit(parallel=True)
-def in_parallel(x, weight, targets, losses, grad):
+def in_parallel(x, targets, losses, grad):
     for i in numba.prange(x.shape[0]):
-        losses[i] = rows.cross_entropy(weight @ x[i] * np.float32(2), targets[i])  # a temporary
-        grad[i] = weight @ x[i]
-        rows.cross_entropy_and_grad(grad[i], targets[i], grad[i])
+        losses[i] = rows.cross_entropy(x[i] * np.float32(2), targets[i])  # of a temporary
+        rows.cross_entropy_and_grad(x[i], targets[i], grad[i])
 
 
 def test_in_prange():
-    x, weight = draw((300, 20)), draw((50, 20), seed=1)
-    targets = np.arange(300) % 50
+    x, targets = draw((300, 50)), draw_targets((300,), 50)
     losses, grad = np.empty(300), np.empty((300, 50), np.float32)
-    in_parallel(x, weight, targets, losses, grad)
-    want = fastce.cross_entropy(2 * x @ weight.T, targets, reduction="none")
-    np.testing.assert_allclose(losses, want, rtol=1e-5)
-    _, want_grad = fastce.cross_entropy_and_grad(x @ weight.T, targets, reduction="sum")
-    np.testing.assert_allclose(grad, want_grad, rtol=1e-4, atol=1e-6)
+    in_parallel(x, targets, losses, grad)
+    want = fastce.cross_entropy(2 * x, targets, reduction="none")
+    _, want_grad = fastce.cross_entropy_and_grad(x, targets, reduction="sum")
+    assert same_bits(losses.astype(np.float32), want)
+    assert same_bits(grad, want_grad)
 
 
 def test_from_python():
     z = draw((10,), np.float64)
-    assert rows.cross_entropy(z, 3) == fastce.cross_entropy(z, 3)
     assert rows.logsumexp(z) == fastce.logsumexp(z)
     assert rows.logsumexp(z[:0]) == -np.inf
     assert rows.partial(z[:0]) == (-np.inf, 0.0)
@@ -222,7 +219,6 @@ def test_bad_values(case):
 
 BAD_TYPES = {
     "matrix": (lambda z: logsumexp(z.reshape(2, 5)), "logits: expected a one-dimensional array"),
-    "list": (lambda z: logsumexp(1.0), "logits: expected a one-dimensional array"),
     "integers": (lambda z: logsumexp(z.astype(np.int64)), "logits: expected float64"),
     "dtype of out": (
         lambda z: with_grad(z, 0, z.astype(np.float64), 1.0), "out: expected float32",
