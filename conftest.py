@@ -1,5 +1,9 @@
-"""What pytest leaves out where a package of an optional extra is missing."""
+"""Doctests of modules whose framework is not installed (extra `peers`) are left out."""
 
 import importlib.util
 
-collect_ignore = [] if importlib.util.find_spec("torch") else ["fastce/torch"]
+_MODULES = {"torch": "fastce/torch", "jax": "fastce/jax.py"}
+
+collect_ignore = [
+    module for framework, module in _MODULES.items() if not importlib.util.find_spec(framework)
+]

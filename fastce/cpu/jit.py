@@ -20,9 +20,11 @@ import llvmlite
 import numba
 import numpy as np
 from numba.core.caching import _Cache
+from numba.core.ccallback import CFunc
 from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
+from numba.core.sigutils import normalize_signature
 
 if hasattr(os, "register_at_fork"):
     # A child forked while another thread compiles would find the compiler locked for ever.
@@ -39,18 +41,44 @@ _CODE_SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT")
 _FLAGS = {"nogil": True, "error_model": "numpy", "boundscheck": False, "fastmath": False}
 
 
+# For functions that only compiled code calls.
+_UNWRAPPED = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `function` on first use into code that runs without the interpreter lock."""
-    dispatcher = numba.njit(function, **_FLAGS)
-    if cache_directory() is not None:
-        dispatcher._cache = _SourceCache(function)
-    return dispatcher  # type: ignore[no-any-return]
+    return _cached(numba.njit(function, **_FLAGS))
+
+
+def routine(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile `function` once, for compiled code to call; it does not become part of its caller."""
+    return _cached(numba.njit(function, **_UNWRAPPED, **_FLAGS))
 
 
 def device(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `function` for use inside kernels; it always becomes part of its caller."""
-    flags = {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return numba.njit(function, **flags, **_FLAGS)  # type: ignore[no-any-return]
+    return numba.njit(function, forceinline=True, **_UNWRAPPED, **_FLAGS)  # type: ignore[no-any-return]
+
+
+def public(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile `function` as part of whatever compiled code calls it, or for a call from Python."""
+    return numba.njit(function, forceinline=True, **_FLAGS)  # type: ignore[no-any-return]
+
+
+def c_function(function: Callable[..., Any], signature: Any) -> Any:
+    """Compile `function` now into one that C can call; its `address` is good while it lives."""
+    args, result = normalize_signature(signature)
+    compiled = CFunc(function, (args, result), locals={}, options=dict(_FLAGS))
+    if cache_directory() is not None:
+        compiled._cache = _SourceCache(function)  # type: ignore[attr-defined]
+    compiled.compile()
+    return compiled
+
+
+def _cached(dispatcher: Any) -> Callable[..., Any]:
+    if cache_directory() is not None:
+        dispatcher._cache = _SourceCache(dispatcher.py_func)
+    return dispatcher  # type: ignore[no-any-return]
 
 
 @functools.cache
@@ -83,7 +111,7 @@ def _default_directory() -> Path:
 
 
 @functools.cache
-def _source_digest() -> bytes:
+def source_digest() -> bytes:
     """Digest of every source file of the kernels and of the compilers that turn them to code."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
@@ -98,7 +126,7 @@ class _SourceCache(_Cache):  # type: ignore[misc]
     """One file per kernel and signature, named by the digest of all that it depends on."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        _source_digest()  # now, while the files are what Python has just read
+        source_digest()  # now, while the files are what Python has just read
         self._name = f"{function.__module__}.{function.__qualname__}"
         self._enabled = True
 
@@ -117,7 +145,7 @@ class _SourceCache(_Cache):  # type: ignore[misc]
 
     def _path(self, signature: Any, codegen: Any) -> Path:
         key = (self._name, str(signature), codegen.magic_tuple())
-        digest = hashlib.sha256(_source_digest() + repr(key).encode()).hexdigest()
+        digest = hashlib.sha256(source_digest() + repr(key).encode()).hexdigest()
         return Path(self.cache_path) / f"{self._name.rpartition('.')[2]}-{digest[:40]}.nbc"
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:

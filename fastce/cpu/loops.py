@@ -51,7 +51,7 @@ SPECIAL, LOGIT, TARGET, LABEL, VALID, RESULT = range(6)
 
 
 @device
-def _capped_number(z, softcap, like):
+def capped_number(z, softcap, like):
     """Cap logits held in float64, rounded as the vectors like `like` are, and its derivative."""
     value, slope = capped(z, softcap)
     return convert(convert(value, like), 0.0), slope
@@ -141,7 +141,7 @@ def cross_entropy_rows(
                     continue
                 t = keep if weight is None else keep * weight[y]
                 raw = load_number(logits, offset + y * each)
-                z_y, slope_y = _capped_number(raw, softcap, zero)
+                z_y, slope_y = capped_number(raw, softcap, zero)
             m, rest = rows.statistics(logits, offset, classes, step, softcap)
             gap = 0.0
             mass = 0.0
@@ -207,7 +207,7 @@ def _soft_maximum(
     if weight is not None:
         u *= weight[j]
     raw = load_number(logits, offset + j * rows.distance(logits, step))
-    slope = _capped_number(raw, softcap, zeros(logits))[1]
+    slope = capped_number(raw, softcap, zeros(logits))[1]
     return j, slope * rows.target_gradient(m, rest, m, a, scale * u)
 
 
@@ -307,7 +307,7 @@ def cross_entropy_columns(
                 u = load(scratch, LABEL * row_bytes, None, wide)
             if upstream is not None:
                 g = load(scratch, RESULT * row_bytes, None, wide)
-            z_y, slope_y = _capped_number(z_y, softcap, zero)
+            z_y, slope_y = capped_number(z_y, softcap, zero)
             gap = wide
             mass = wide
             if soft_base is not None or spread != 0.0:

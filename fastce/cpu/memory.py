@@ -9,6 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastce.cpu.constants import CONVERTS_FLOAT16, X86
@@ -52,6 +53,45 @@ def address(typingctx, base):
         return context.make_array(base)(context, builder, args[0]).data
 
     return pointer(base), codegen
+
+
+@intrinsic
+def on_the_stack(typingctx, base, count):
+    """A pointer to room for `count` (a literal) numbers like those of `base`, until the return."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None  # numba tries again with the literal
+    pointer = types.CPointer(base.dtype)
+
+    def codegen(context, builder, sig, args):
+        item = context.get_data_type(base.dtype)
+        room = cgutils.alloca_once(builder, ir.ArrayType(item, count.literal_value))
+        room.align = LINE
+        return builder.bitcast(room, item.as_pointer())
+
+    return pointer(base, count), codegen
+
+
+@intrinsic
+def position(typingctx, pointer):
+    """The address that a pointer holds."""
+
+    def codegen(context, builder, sig, args):
+        return builder.ptrtoint(args[0], I64)
+
+    return types.int64(pointer), codegen
+
+
+@intrinsic
+def pointer_at(typingctx, position, item):
+    """An address as a pointer to numbers of a type, such as `numpy.float32`; None for no type."""
+    if item is types.none:
+        return item(position, item), lambda context, builder, sig, args: context.get_dummy_value()
+    pointer = types.CPointer(item.dtype)
+
+    def codegen(context, builder, sig, args):
+        return builder.inttoptr(args[0], context.get_value_type(pointer))
+
+    return pointer(position, item), codegen
 
 
 @intrinsic

@@ -1,0 +1,217 @@
+"""One row for compiled code to call: without an array made, of any number of classes.
+
+A row is a pointer to its first class, a number of classes and the bytes from class to class (None:
+side by side).  Every bit is that of the kernels in `loops`, which have lanes run across rows below
+FEW_CLASSES: such a row is brought to the stack, where each of its few vectors is computed as a
+vector of their tiles is, and summed in their order.
+"""
+
+import numpy as np
+
+from fastce.cpu import rows
+from fastce.cpu.constants import constant
+from fastce.cpu.elementary import capped, exp_scale, exp_scaled
+from fastce.cpu.jit import device, routine
+from fastce.cpu.layout import FEW_CLASSES
+from fastce.cpu.loops import capped_number
+from fastce.cpu.memory import (
+    copy_number,
+    item_size,
+    load,
+    load_number,
+    on_the_stack,
+    store,
+    store_number,
+    zeros,
+)
+from fastce.cpu.softmax import first_nan, logsumexp
+from fastce.cpu.vector import (
+    convert,
+    every_eighth,
+    extract,
+    first_lane,
+    fma,
+    lane_numbers,
+    lanes,
+    largest,
+    maximum,
+    splat,
+    where,
+)
+
+
+@device
+def _brought(row, count, step, room):
+    """Copy a short row to `room`, what follows it to the end of a vector being -inf."""
+    zero = zeros(row)
+    each = rows.distance(row, step)
+    size = item_size(row)
+    for j in range(0, count, lanes(zero)):
+        store(room, j * size, None, splat(-np.inf, zero))
+    for j in range(count):
+        copy_number(row, j * each, room, j * size)
+
+
+@device
+def _classes(room, j, softcap):
+    """The vector of classes from j on, after the cap."""
+    return capped(load(room, j * item_size(room), None, zeros(room)), softcap)[0]
+
+
+@device
+def _short_statistics(room, count, softcap):
+    """(m, rest) of a row that was brought to `room`, as `columns.statistics` has them."""
+    zero = zeros(room)
+    width = lanes(zero)
+    top = zero - np.inf
+    for j in range(0, count, width):
+        top = maximum(_classes(room, j, softcap), top)
+    m = splat(largest(top), zero)
+    first = 0
+    for j in range(0, count, width):
+        lane = first_lane(_classes(room, j, softcap) == m)
+        if lane < width:
+            first = j + lane
+            break
+    shift, power = rows.reference(m)
+    bias, floor = rows.lifted_scale(power, zero)
+    rest = 0.0
+    for j in range(0, count, width):
+        e = exp_scaled(_classes(room, j, softcap) - shift, bias, floor)
+        e = where(lane_numbers(zero) == float(first - j), 0.0, e)
+        even = every_eighth(e, 0) + every_eighth(e, 2) + every_eighth(e, 4) + every_eighth(e, 6)
+        odd = every_eighth(e, 1) + every_eighth(e, 3) + every_eighth(e, 5) + every_eighth(e, 7)
+        spans = convert(even + odd, 0.0)
+        for k in range(lanes(spans)):
+            rest += extract(spans, k)
+    highest = np.float64(largest(top))
+    return highest, rest / (rows.scaled_maximum(highest, zero) * constant("LIFTED", zero))
+
+
+@device
+def _short_gaps(room, count, softcap, m, spread):
+    """Sums of u (m - z_j) and of u, where u is `spread`, as `columns.gaps` has them."""
+    zero = zeros(room)
+    width = lanes(zero)
+    u = splat(spread, zero)
+    top = convert(m, zero)
+    gap = 0.0
+    mass = 0.0
+    for start in range(0, count, width):
+        gaps = convert(rows.weighted_gap(u, top, _classes(room, start, softcap)), 0.0)
+        for j in range(start, min(start + width, count)):
+            gap += extract(gaps, j - start)
+            mass += np.float64(extract(u, 0))
+    return gap, mass
+
+
+@device
+def _short_gradient(room, count, softcap, m, rest, a, spread):
+    """Turn every z_j in `room` into a p_j - spread."""
+    zero = zeros(room)
+    shift = rows.reference(m)[0]
+    bias, floor, factor = rows.gradient_scale(m, rest, a, zero)
+    for j in range(0, count, lanes(zero)):
+        place = j * item_size(room)
+        z, slope = capped(load(room, place, None, zero), softcap)
+        e = exp_scaled(z - convert(shift, zero), bias, floor)
+        g = fma(e, splat(factor, zero), -1.0 * splat(spread, zero))
+        store(room, place, None, g if softcap is None else g * slope)
+
+
+@device
+def _statistics(row, count, step, softcap):
+    """(m, rest) of a row."""
+    if count >= FEW_CLASSES:
+        return rows.statistics(row, 0, count, step, softcap)
+    room = on_the_stack(row, FEW_CLASSES)
+    _brought(row, count, step, room)
+    return _short_statistics(room, count, softcap)
+
+
+@routine
+def row_logsumexp(row, count, step):
+    """log of the sum of exp."""
+    m, rest = _statistics(row, count, step, None)
+    return logsumexp(row, 0, count, rows.distance(row, step), m, rest)
+
+
+@routine
+def row_partial(row, count, step):
+    """(m, rest), so that they merge: rest is 0 where all is -inf, m is NaN where anything is."""
+    m, rest = _statistics(row, count, step, None)
+    if rest == rest:
+        return m, rest
+    if first_nan(row, 0, count, rows.distance(row, step)) >= 0:
+        return np.nan, np.nan
+    return m, 0.0
+
+
+@device
+def merged(m, rest, other_m, other_rest):
+    """(m, rest) of two parts of a row together, in either order to the last bit."""
+    if m != m or other_m != other_m:
+        return np.nan, np.nan
+    if m < other_m:
+        m, rest, other_m, other_rest = other_m, other_rest, m, rest
+    if other_m == -np.inf or m == np.inf:
+        return m, rest
+    if m == other_m:
+        return m, (rest + other_rest) + 1.0
+    bias, floor = exp_scale(0.0, m)
+    return m, rest + (1.0 + other_rest) * exp_scaled(other_m - m, bias, floor)
+
+
+@routine
+def row_cross_entropy(row, count, step, y, smoothing, z_loss, softcap):
+    """The loss of a row, its target being the class y."""
+    return _cross_entropy(row, count, step, None, None, y, smoothing, z_loss, softcap, 1.0)
+
+
+@routine
+def row_cross_entropy_and_grad(
+    row, count, step, out, out_step, y, smoothing, z_loss, softcap, scale
+):
+    """The loss of a row; `scale` times its gradient goes to `out`, which may be the row itself."""
+    return _cross_entropy(row, count, step, out, out_step, y, smoothing, z_loss, softcap, scale)
+
+
+@device
+def _cross_entropy(row, count, step, out, out_step, y, smoothing, z_loss, softcap, scale):
+    zero = zeros(row)
+    keep = 1.0 - smoothing
+    spread = smoothing / count
+    gap = 0.0
+    mass = 0.0
+    z_y, slope_y = capped_number(load_number(row, y * rows.distance(row, step)), softcap, zero)
+    room = on_the_stack(row, FEW_CLASSES)
+    if count < FEW_CLASSES:
+        _brought(row, count, step, room)
+        m, rest = _short_statistics(room, count, softcap)
+        if spread != 0.0:
+            gap, mass = _short_gaps(room, count, softcap, m, spread)
+    else:
+        m, rest = rows.statistics(row, 0, count, step, softcap)
+        if spread != 0.0:
+            gap, mass = rows.gaps(
+                row, 0, count, step, softcap, m, None, 0, None, None, keep, spread
+            )
+    nll, lse, everything = rows.cross_entropy(m, rest, z_y, keep, gap, mass)
+    loss = nll + z_loss * lse * lse if z_loss != 0.0 else nll
+    if out is not None:
+        a = scale * everything
+        if z_loss != 0.0:
+            a += scale * 2.0 * z_loss * lse
+        value = slope_y * rows.target_gradient(m, rest, z_y, a, scale * (keep + spread))
+        if count < FEW_CLASSES:
+            _short_gradient(room, count, softcap, m, rest, a, scale * spread)
+            store_number(room, y * item_size(room), value)
+            for j in range(count):
+                copy_number(room, j * item_size(room), out, j * rows.distance(out, out_step))
+        else:
+            rows.write_gradient(
+                row, 0, count, step, softcap, m, rest, a, out, 0, out_step, False,
+                None, 0, None, None, scale * keep, scale * spread,
+            )  # fmt: skip
+            store_number(out, y * rows.distance(out, out_step), value)
+    return loss
