@@ -12,7 +12,7 @@ import numpy as np
 from numba.cuda.simulator.kernel import _get_kernel_context
 
 SIMULATED = True
-WARP = 4  # lanes; small, for a simulated thread is a thread of the operating system
+WARP = 16  # lanes; a run needs two for each class of a vector, for its edges
 
 memory = None
 _KINDS = {
