@@ -21,15 +21,15 @@ class Effort(NamedTuple):
 
 
 class Named(NamedTuple):
-    """A minimum in seconds and whose it is."""
+    """Times and whose they are."""
 
     name: str
-    seconds: float
+    times: Times
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What was measured of one work on one case; ratios are of minima."""
+    """What was measured of one work on one case; ratios are medians over turns."""
 
     case: Case
     work: str
@@ -47,17 +47,17 @@ class Result:
     @property
     def over_limit(self) -> float | None:
         """Time over the limit's."""
-        return self.times.minimum / self.limit.seconds if self.limit else None
+        return self.times.over(self.limit.times) if self.limit else None
 
     @property
     def over_plain(self) -> float | None:
         """Time over that without the option."""
-        return self.times.minimum / self.plain.minimum if self.plain else None
+        return self.times.over(self.plain) if self.plain else None
 
     @property
     def speedup(self) -> float | None:
         """The best peer's time over ours."""
-        return self.peer.seconds / self.times.minimum if self.peer else None
+        return self.peer.times.over(self.times) if self.peer else None
 
 
 class Rival(NamedTuple):
@@ -111,19 +111,18 @@ def _limit(
     if move is None or not measured:
         return None, None
     way, best = limits.best(measured, move)
-    seconds = best.minimum
-    reading = limits.best(measured, "read")[1].minimum
-    seconds = best.minimum + reading * option_bytes / case.size
+    reading = limits.best(measured, "read")[1]
     moved = limits.MOVES[move][1] * case.size + option_bytes
-    return moved, Named(f"{move}, {way.code}", seconds)
+    name = f"{move}, {way.code}"
+    return moved, Named(name, best.plus(reading, option_bytes / case.size))
 
 
 def _best_peer(work: str, times: dict[limits.Way | Rival | Ours, Times]) -> Named | None:
     # Nobody else has the gradient in place or a choice of fresh memory.
     same = "loss and gradient" if work in ("in place", "fresh gradient") else work
     found = [
-        Named(key.name, t.minimum)
+        Named(key.name, t)
         for key, t in times.items()
         if isinstance(key, Rival) and key.work == same
     ]
-    return min(found, key=lambda named: named.seconds, default=None)
+    return min(found, key=lambda named: named.times.median, default=None)

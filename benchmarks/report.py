@@ -31,7 +31,7 @@ from benchmarks.cases import (
     Case,
     data,
 )
-from benchmarks.measure import Effort, Result, measure
+from benchmarks.measure import Effort, Named, Result, measure
 from benchmarks.memory import Extra, extra
 from benchmarks.startup import Startup, startup
 from fastce._cli import terminal
@@ -71,8 +71,9 @@ QUICK = Plan(Effort(turns=3, seconds=0.005), quick=True, logits=1 << 22, steps=4
 
 CAPTION = """\
 Times are minima over all calls, in milliseconds, with the median over turns of the minimum of a
-turn beside them. All contestants of a row took turns in one run, with as many threads. The limit
-is the fastest of several ways to move the same bytes: for the loss and logsumexp reading the
+turn beside them; limits and peers are given by that median. All contestants of a row took turns in
+one run, with as many threads; ratios are medians of the ratios within a turn. The limit is the
+fastest of several ways to move the same bytes: for the loss and logsumexp reading the
 logits; for loss and gradient, softmax and log_softmax, which write into memory used before
 (`out=`), copying them; in place, multiplying them in place; for a fresh gradient, copying them to
 newly allocated memory. What an option reads besides (soft targets) is added to the limit at the
@@ -159,17 +160,27 @@ def _number(value: float | None, form: str, scale: float = 1.0) -> str:
     return "" if value is None else format(value * scale, form)
 
 
+def _named_time(named: Named | None) -> str:
+    return f"{named.times.median * 1e3:.4g} ({named.name})" if named else ""
+
+
 Column = tuple[str, Callable[[Result], str]]
 COLUMNS: tuple[Column, ...] = (
     ("case", lambda r: r.case.name),
     ("work", lambda r: r.work),
-    ("ms", lambda r: _number(r.times.minimum, ".4g", 1e3)),
-    ("median", lambda r: _number(r.times.median, ".4g", 1e3)),
+    ("minimum, ms", lambda r: _number(r.times.minimum, ".4g", 1e3)),
+    ("median, ms", lambda r: _number(r.times.median, ".4g", 1e3)),
     ("GB/s", lambda r: _number(r.bandwidth, ".1f", 1e-9)),
-    ("limit, ms", lambda r: f"{r.limit.seconds * 1e3:.4g} ({r.limit.name})" if r.limit else ""),
+    (
+        "limit, ms",
+        lambda r: f"{r.limit.times.median * 1e3:.4g} ({r.limit.name})" if r.limit else "",
+    ),
     ("x limit", lambda r: _number(r.over_limit, ".2f")),
     ("x plain", lambda r: _number(r.over_plain, ".2f")),
-    ("best peer, ms", lambda r: f"{r.peer.seconds * 1e3:.4g} ({r.peer.name})" if r.peer else ""),
+    (
+        "best peer, ms",
+        lambda r: f"{r.peer.times.median * 1e3:.4g} ({r.peer.name})" if r.peer else "",
+    ),
     ("x faster", lambda r: _number(r.speedup, ".1f")),
 )
 

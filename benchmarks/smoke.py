@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import benchmarks
-from benchmarks import bench_accuracy, bench_ratios, bench_startup, measure, report
+from benchmarks import bench_accuracy, bench_ratios, bench_startup, head, measure, report
 from benchmarks.cases import CASES, Case
 
 # asv takes what is called so for a benchmark, wherever in the package it finds it.
@@ -69,6 +69,7 @@ def main() -> None:
         report.write(report.run(PLAN), Path(folder))
         written = sorted(path.name for path in Path(folder).iterdir())
     print(f"report: {', '.join(written)}")
+    print(f"head: {sum(1 for _ in head.run(head.TINY))} rows")
     for name, found, method in suite():
         for values in parameters(found):
             benchmark = found()

@@ -4,6 +4,7 @@ from fastce.binary import binary_cross_entropy, binary_cross_entropy_and_grad
 from fastce.cpu.threads import get_num_threads, num_threads, set_num_threads
 from fastce.curvature import gradient_hessian, hessian_vector_product
 from fastce.likelihood import nll_loss, nll_loss_and_grad
+from fastce.linear import linear_cross_entropy, linear_cross_entropy_and_grad
 from fastce.losses import (
     CrossEntropyStats,
     cross_entropy,
@@ -24,6 +25,8 @@ __all__ = [
     "get_num_threads",
     "gradient_hessian",
     "hessian_vector_product",
+    "linear_cross_entropy",
+    "linear_cross_entropy_and_grad",
     "log_softmax",
     "logsumexp",
     "nll_loss",

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fastce._cli.terminal import Failure
 
@@ -115,6 +116,8 @@ def _parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="one JSON object, null for NaN or inf"
     )
 
+    _add_fit(commands)
+
     info = commands.add_parser("info", help="versions, processor, threads, cache")
     info.set_defaults(module="info")
 
@@ -128,6 +131,42 @@ def _parser() -> argparse.ArgumentParser:
         help="of the logits (default: float32 float64)",
     )
     return parser
+
+
+def _add_fit(commands: Any) -> None:
+    fit = commands.add_parser(
+        "fit",
+        help="softmax regression of a data set: fit, report, save",
+        description="Fit a softmax regression by (penalised) maximum likelihood; report it, save "
+        "the model as .npz and the curve of the objective as .png.",
+    )
+    fit.set_defaults(module="fit")
+    fit.add_argument(
+        "data",
+        type=Path,
+        nargs="+",
+        metavar="DATA",
+        help="a .csv with column names, an .npz with X and the target, a .svmlight file, or two "
+        "files X.npy y.npy",
+    )
+    fit.add_argument("--target", metavar="COLUMN", help="of the .csv, or array of the .npz")
+    fit.add_argument("--output", type=Path, default=Path("model.npz"), metavar="MODEL.npz")
+    fit.add_argument("--curve", type=Path, default=Path("model.png"), metavar="CURVE.png")
+    fit.add_argument("--l2", type=float, default=1.0, help="penalty; 0 for maximum likelihood")
+    fit.add_argument("--solver", choices=("lbfgs", "newton-cg"), default="lbfgs")
+    fit.add_argument("--tol", type=float, default=1e-6, help="of the gradient (default: 1e-6)")
+    fit.add_argument("--max-iter", type=int, default=1000, metavar="N")
+    fit.add_argument("--verbose", action="store_true", help="show progress")
+    fit.add_argument("--json", action="store_true", help="one JSON object")
+
+    predict = commands.add_parser("predict", help="classes of the rows of a data set, by a model")
+    predict.set_defaults(module="fit")
+    predict.add_argument("model", type=Path, metavar="MODEL.npz")
+    predict.add_argument("data", type=Path, nargs=1, metavar="DATA", help="as for fit")
+    predict.add_argument(
+        "--output", type=Path, metavar="OUT.npy", help="where they go, instead of being printed"
+    )
+    predict.add_argument("--proba", action="store_true", help="probabilities, with --output")
 
 
 if __name__ == "__main__":

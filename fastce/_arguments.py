@@ -1,12 +1,16 @@
 """Checks and normalises the arguments of a call; all messages about user input are written here."""
 
+import functools
 import math
 import operator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Reduction = Literal["mean", "sum", "none"]
 AnyArray = npt.NDArray[Any]
 
@@ -14,6 +18,34 @@ AnyArray = npt.NDArray[Any]
 _OVERLAP_WORK: Any = 10_000  # NumPy's stub knows only two of the numbers that it takes
 _LARGEST = float(np.finfo(np.float32).max)
 _REDUCTIONS = ("mean", "sum", "none")
+
+
+def _hashable(values: tuple[object, ...]) -> bool:
+    try:
+        hash(values)
+    except TypeError:
+        return False
+    return True
+
+
+def remembered(function: Callable[P, R]) -> Callable[P, R]:
+    """Keep the results of checks that depend on their arguments' values alone; errors are not kept.
+
+    A small call spends more time in checks than in its kernel. Arguments of other types are told
+    apart even where they are equal, and those that cannot be hashed are checked each time.
+    """
+    cached: Any = functools.lru_cache(maxsize=1024, typed=True)(function)
+
+    @functools.wraps(function)
+    def recalled(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return cast(R, cached(*args, **kwargs))
+        except TypeError:
+            if _hashable(args):
+                raise
+        return function(*args, **kwargs)
+
+    return recalled
 
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
@@ -37,11 +69,14 @@ def _is_float(dtype: np.dtype[Any]) -> bool:
 def float_array(name: str, value: npt.ArrayLike) -> AnyArray:
     """An array of one of the four floating-point dtypes."""
     array = np.asarray(value)
-    if not _is_float(array.dtype):
-        raise TypeError(
-            f"{name}: expected float64, float32, float16 or bfloat16, got {array.dtype}"
-        )
-    return _native(array)
+    _check_float(name, array.dtype)
+    return array if array.dtype.isnative else _native(array)
+
+
+@remembered
+def _check_float(name: str, dtype: np.dtype[Any]) -> None:
+    if not _is_float(dtype):
+        raise TypeError(f"{name}: expected float64, float32, float16 or bfloat16, got {dtype}")
 
 
 def float_or_integer_array(name: str, value: npt.ArrayLike) -> AnyArray:
@@ -52,66 +87,103 @@ def float_or_integer_array(name: str, value: npt.ArrayLike) -> AnyArray:
     return float_array(name, array)
 
 
-def class_axis(name: str, array: AnyArray, axis: int) -> int:
+def class_axis(name: str, shape: tuple[int, ...], axis: int) -> int:
     """The class axis as a non-negative number."""
     try:
         axis = operator.index(axis)
     except TypeError:
         raise TypeError(f"axis: expected an integer, got {axis!r}") from None
-    if array.ndim == 0:
+    if not shape:
         raise ValueError(f"{name}: expected an array with a class axis, got a single number")
-    if not -array.ndim <= axis < array.ndim:
+    if not -len(shape) <= axis < len(shape):
         raise np.exceptions.AxisError(
-            f"axis: expected an integer in [-{array.ndim}, {array.ndim}), got {axis}"
+            f"axis: expected an integer in [-{len(shape)}, {len(shape)}), got {axis}"
         )
-    axis %= array.ndim
-    if array.shape[axis] == 0:
+    axis %= len(shape)
+    if shape[axis] == 0:
         raise ValueError(
-            f"{name}: expected at least one class, got shape {array.shape} with class axis {axis}"
+            f"{name}: expected at least one class, got shape {shape} with class axis {axis}"
         )
     return axis
 
 
-class Targets(NamedTuple):
-    """Labels: `hard` holds one int64 per row in row order, or `soft` a probability per logit."""
+def linear_layer(
+    x: npt.ArrayLike, weight: npt.ArrayLike, bias: npt.ArrayLike | None
+) -> tuple[AnyArray, AnyArray, AnyArray | None]:
+    """What makes the logits x W^T + b: shapes (rows, features), (classes, features), (classes,)."""
+    x, weight = float_array("x", x), float_array("weight", weight)
+    if x.ndim != 2:
+        raise ValueError(f"x: expected shape (rows, features), got {x.shape}")
+    if weight.ndim != 2 or weight.shape[1] != x.shape[1]:
+        raise ValueError(
+            f"weight: expected shape (classes, {x.shape[1]}) for x of shape {x.shape}, "
+            f"got {weight.shape}"
+        )
+    if not len(weight):
+        raise ValueError(f"weight: expected at least one class, got shape {weight.shape}")
+    if bias is None:
+        return x, weight, None
+    bias = float_array("bias", bias)
+    if bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias: expected shape {weight.shape[:1]}, got {bias.shape}")
+    return x, weight, bias
 
-    hard: npt.NDArray[np.int64] | None
-    soft: AnyArray | None
+
+class Signature(NamedTuple):
+    """What the dtypes and shapes of a call mean."""
+
+    axis: int
+    classes: int
+    rows: tuple[int, ...]
+    row_count: int
+    dtype: type[np.float32] | type[np.float64]  # what is computed with
+    hard: bool  # whether the targets are integers
 
 
-def targets(value: npt.ArrayLike, logits: AnyArray, axis: int, ignore_index: int) -> Targets:
-    """Labels of either kind, shapes checked; the values of `hard` are checked by a kernel."""
-    array = np.asarray(value)
-    rows = logits.shape[:axis] + logits.shape[axis + 1 :]
-    if array.dtype.kind in "iu":
-        if array.shape != rows:
-            raise ValueError(
-                f"targets: expected shape {rows}, that of logits {logits.shape} without the class "
-                f"axis {axis}, got {array.shape}"
+@remembered
+def signature(
+    name: str, dtype: np.dtype[Any], shape: tuple[int, ...], axis: int,
+    target_dtype: np.dtype[Any], target_shape: tuple[int, ...], ignore_index: int,
+) -> Signature:  # fmt: skip
+    """Check that logits and targets fit each other; the values of targets are a kernel's matter."""
+    axis = class_axis(name, shape, axis)
+    rows = shape[:axis] + shape[axis + 1 :]
+    hard = target_dtype.kind in "iu"
+    if hard and target_shape != rows:
+        raise ValueError(
+            f"targets: expected shape {rows}, that of logits {shape} without the class "
+            f"axis {axis}, got {target_shape}"
+        )
+    if not hard:
+        if not _is_float(target_dtype):
+            raise TypeError(
+                f"targets: expected integers, or floats shaped like logits, got {target_dtype}"
             )
-        if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
-            bad = array.ravel() >= logits.shape[axis]
-            if ignore_index >= 0:
-                bad &= array.ravel() != ignore_index
-            raise bad_target(array, int(np.argmax(bad)), logits.shape[axis])
-        return Targets(np.ascontiguousarray(array, np.int64).reshape(-1), None)
-    if not _is_float(array.dtype):
-        raise TypeError(
-            f"targets: expected integers, or floats shaped like logits, got {array.dtype}"
-        )
-    if array.shape != logits.shape:
-        if array.shape == rows:
-            raise TypeError(f"targets: expected integers of shape {rows}, got {array.dtype}")
-        raise ValueError(
-            f"targets: expected probabilities of the shape of logits {logits.shape}, "
-            f"got {array.shape}"
-        )
-    if ignore_index >= 0:
-        raise ValueError(
-            f"ignore_index: expected a negative number with probabilities as targets, "
-            f"got {ignore_index}"
-        )
-    return Targets(None, _native(array))
+        if target_shape != shape:
+            if target_shape == rows:
+                raise TypeError(f"targets: expected integers of shape {rows}, got {target_dtype}")
+            raise ValueError(
+                f"targets: expected probabilities of the shape of logits {shape}, "
+                f"got {target_shape}"
+            )
+        if ignore_index >= 0:
+            raise ValueError(
+                f"ignore_index: expected a negative number with probabilities as targets, "
+                f"got {ignore_index}"
+            )
+    return Signature(axis, shape[axis], rows, math.prod(rows), compute_dtype(dtype), hard)
+
+
+def hard_labels(array: AnyArray, classes: int, ignore_index: int) -> npt.NDArray[np.int64]:
+    """Integer targets as one int64 per row, in row order."""
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        bad = array.ravel() >= classes
+        if ignore_index >= 0:
+            bad &= array.ravel() != ignore_index
+        raise bad_target(array, int(np.argmax(bad)), classes)
+    if array.dtype == np.int64 and array.flags.c_contiguous:
+        return array.reshape(-1)
+    return np.ascontiguousarray(array, np.int64).reshape(-1)
 
 
 def hard_targets(value: npt.ArrayLike, logits: AnyArray, axis: int) -> npt.NDArray[np.int64]:
@@ -119,9 +191,8 @@ def hard_targets(value: npt.ArrayLike, logits: AnyArray, axis: int) -> npt.NDArr
     array = np.asarray(value)
     if array.dtype.kind not in "iu":
         raise TypeError(f"targets: expected integers, got {array.dtype}")
-    hard = targets(array, logits, axis, -1).hard
-    assert hard is not None
-    return hard
+    fit = signature("logits", logits.dtype, logits.shape, axis, array.dtype, array.shape, -1)
+    return hard_labels(array, fit.classes, -1)
 
 
 def row_weight(
@@ -173,7 +244,38 @@ def _number(name: str, value: float) -> float:
         raise TypeError(f"{name}: expected a number, got {value!r}") from None
 
 
-def label_smoothing(value: float) -> float:
+class Options(NamedTuple):
+    """The numbers that shape a loss, checked."""
+
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    softcap: float | None = None
+    reduction: Reduction = "none"
+    normalizer: float | None = None
+
+
+@remembered
+def options(
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    reduction: str,
+    normalizer: float | None,
+) -> Options:
+    """Check the options of a loss."""
+    return Options(
+        integer("ignore_index", ignore_index),
+        _label_smoothing(label_smoothing),
+        _z_loss(z_loss),
+        _softcap(softcap),
+        check_reduction(reduction),
+        _normalizer(normalizer, reduction),
+    )
+
+
+def _label_smoothing(value: float) -> float:
     """A number in [0, 1]."""
     number = _number("label_smoothing", value)
     if not 0.0 <= number <= 1.0:
@@ -181,7 +283,7 @@ def label_smoothing(value: float) -> float:
     return number
 
 
-def z_loss(value: float) -> float:
+def _z_loss(value: float) -> float:
     """Any finite number."""
     number = _number("z_loss", value)
     if not math.isfinite(number):
@@ -189,7 +291,7 @@ def z_loss(value: float) -> float:
     return number
 
 
-def softcap(value: float | None) -> float | None:
+def _softcap(value: float | None) -> float | None:
     """A positive finite number, or None for no cap."""
     if value is None:
         return None
@@ -199,14 +301,22 @@ def softcap(value: float | None) -> float | None:
     return number
 
 
-def reduction(value: str) -> str:
+def skip_below(value: float) -> float:
+    """A number in [0, 1)."""
+    number = _number("skip_below", value)
+    if not 0.0 <= number < 1.0:
+        raise ValueError(f"skip_below: expected a number in [0, 1), got {value}")
+    return number
+
+
+def check_reduction(value: str) -> Reduction:
     """One of the three reductions."""
     if value not in _REDUCTIONS:
         raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {value!r}")
-    return value
+    return cast(Reduction, value)
 
 
-def normalizer(value: float | None, reduction: str) -> float | None:
+def _normalizer(value: float | None, reduction: str) -> float | None:
     """What the sum is divided by for the mean, or None for its own count or weight."""
     if value is None:
         return None
@@ -285,12 +395,12 @@ def output(
         raise ValueError(f"out: expected shape {logits.shape}, that of {name}, got {out.shape}")
     if not out.flags.writeable:
         raise ValueError("out: expected a writable array, got a read-only one")
-    if not _every_element_apart(out):
+    if not out.flags.c_contiguous and not _every_element_apart(out):
         raise ValueError(
             f"out: expected every element in a place of its own, got strides {out.strides} "
             f"for shape {out.shape}"
         )
-    if not _same_memory(out, logits) and _overlap(out, logits):
+    if out is not logits and _overlap(out, logits) and not _same_memory(out, logits):
         raise ValueError(f"out: expected the memory of {name} itself or memory apart from it, "
                          "got an overlapping view")  # fmt: skip
     for other, array in read.items():

@@ -175,7 +175,7 @@ def _binary_cross_entropy(
     t = arguments.same_shape("targets", t, "logits", z)
     w = arguments.broadcastable("weight", weight, z)
     positive = arguments.broadcastable("pos_weight", pos_weight, z)
-    arguments.reduction(reduction)
+    arguments.check_reduction(reduction)
     dtype = arguments.compute_dtype(z.dtype)
     upstream, per_element = arguments.upstream(grad_output, z.shape, reduction)
     grad = (

@@ -99,7 +99,7 @@ def gradient_hessian(
     from fastce.cpu import calls
 
     z = arguments.float_array("logits", logits)
-    axis = arguments.class_axis("logits", z, axis)
+    axis = arguments.class_axis("logits", z.shape, axis)
     classes = z.shape[axis]
     rows = z.shape[:axis] + z.shape[axis + 1 :]
     hard = arguments.hard_targets(targets, z, axis)
@@ -204,7 +204,7 @@ def hessian_vector_product(
     from fastce.cpu import calls
 
     z = arguments.float_array("logits", logits)
-    axis = arguments.class_axis("logits", z, axis)
+    axis = arguments.class_axis("logits", z.shape, axis)
     rows = z.shape[:axis] + z.shape[axis + 1 :]
     vector = arguments.same_shape("v", v, "logits", z)
     scale, upstream = arguments.upstream(grad_output, rows, "none")

@@ -77,7 +77,8 @@ def nll_loss(
     >>> print(fastce.nll_loss(np.log(probabilities), targets, reduction="none").round(4))
     [0.6931 0.2231]
     """
-    call = Call("log_probs", log_probs, targets, axis, weight, ignore_index, reduction, normalizer)
+    options = arguments.options(ignore_index, 0.0, 0.0, None, reduction, normalizer)
+    call = Call("log_probs", log_probs, targets, axis, weight, options)
     return _loss(call, *_labels(call))
 
 
@@ -141,7 +142,8 @@ def nll_loss_and_grad(
     [[-0.25  0.    0.  ]
      [ 0.   -0.75  0.  ]]
     """
-    call = Call("log_probs", log_probs, targets, axis, weight, ignore_index, reduction, normalizer)
+    options = arguments.options(ignore_index, 0.0, 0.0, None, reduction, normalizer)
+    call = Call("log_probs", log_probs, targets, axis, weight, options)
     scalar, per_row = arguments.upstream(grad_output, call.rows, reduction)
     grad = arguments.output(out, call.logits, "log_probs", targets=call.labels, grad_output=per_row)
     index, u = _labels(call)
@@ -165,7 +167,7 @@ def _labels(call: Call) -> tuple[npt.NDArray[np.int64] | None, npt.NDArray[np.fl
         if call.weight is not None:
             u *= np.moveaxis(call.weight[(None,) * (u.ndim - 1)], -1, call.axis)
         return None, u
-    valid = call.hard != call.ignore_index
+    valid = call.hard != call.options.ignore_index
     index = np.where(valid, call.hard, 0)
     weight = np.ones(1) if call.weight is None else call.weight[index].astype(np.float64)
     return (

@@ -44,38 +44,45 @@ class CrossEntropyStats(NamedTuple):
 class Call:
     """One checked call: arrays, options, and what its mean is divided by."""
 
+    __slots__ = (
+        "axis", "classes", "count", "dtype", "hard", "logits", "losses", "options", "rows", "soft",
+        "total_weight", "weight",
+    )  # fmt: skip
+
     def __init__(
         self, name: str, logits: npt.ArrayLike, targets: npt.ArrayLike, axis: int,
-        weight: npt.ArrayLike | None, ignore_index: int, reduction: str = "none",
-        normalizer: float | None = None,
+        weight: npt.ArrayLike | None, options: arguments.Options,
     ) -> None:  # fmt: skip
-        self.logits = arguments.float_array(name, logits)
-        self.axis = arguments.class_axis(name, self.logits, axis)
-        self.classes = self.logits.shape[self.axis]
-        self.rows = self.logits.shape[: self.axis] + self.logits.shape[self.axis + 1 :]
-        self.dtype = arguments.compute_dtype(self.logits.dtype)
-        self.ignore_index = arguments.integer("ignore_index", ignore_index)
-        self.hard, self.soft = arguments.targets(targets, self.logits, self.axis, self.ignore_index)
-        self.weight = arguments.class_weight("weight", weight, self.classes, self.logits.dtype)
-        self.reduction = arguments.reduction(reduction)
-        self.normalizer = arguments.normalizer(normalizer, reduction)
-        self.count: float = math.prod(self.rows)
-        self.total_weight: float = self.count
-        if self.hard is not None:
-            from fastce.cpu import calls
+        from fastce.cpu import calls
 
-            mass = calls.check_targets(self.hard, self.classes, self.ignore_index, self.weight)
-            if mass.bad_row >= 0:
-                raise arguments.bad_target(targets, mass.bad_row, self.classes)
-            self.count, self.total_weight = mass.rows, mass.weight
-        self.losses = np.empty(self.rows, self.dtype) if reduction == "none" else None
+        self.logits = z = arguments.float_array(name, logits)
+        self.options = options
+        labels = np.asarray(targets)
+        self.axis, self.classes, self.rows, rows, self.dtype, hard = arguments.signature(
+            name, z.dtype, z.shape, axis, labels.dtype, labels.shape, options.ignore_index
+        )
+        self.weight = arguments.class_weight("weight", weight, self.classes, z.dtype)
+        self.hard: npt.NDArray[np.int64] | None = None
+        self.soft: AnyArray | None = None
+        self.count: float = rows
+        self.total_weight: float = rows
+        if hard:
+            self.hard = arguments.hard_labels(labels, self.classes, options.ignore_index)
+            bad_row, self.count, self.total_weight = calls.check_targets(
+                self.hard, self.classes, options.ignore_index, self.weight
+            )
+            if bad_row >= 0:
+                raise arguments.bad_target(labels, bad_row, self.classes)
+        else:
+            self.soft = arguments.float_array("targets", labels)
+        self.losses = np.empty(self.rows, self.dtype) if options.reduction == "none" else None
 
     def divisors(self) -> tuple[float, float]:
         """What the weighted losses and the z-loss terms are divided by."""
-        if self.reduction != "mean":
+        if self.options.reduction != "mean":
             return 1.0, 1.0
-        if self.normalizer is not None:
-            return self.normalizer, self.normalizer
+        if self.options.normalizer is not None:
+            return self.options.normalizer, self.options.normalizer
         return self.total_weight, self.count
 
     @property
@@ -103,23 +110,16 @@ def _flat(array: AnyArray | None) -> AnyArray | None:
 
 
 def _cross_entropy(
-    call: Call, label_smoothing: float, z_loss: float, softcap: float | None,
-    upstream: arguments.Upstream = (1.0, None), out: AnyArray | None = None,
-) -> Any:  # fmt: skip
+    call: Call, upstream: arguments.Upstream = (1.0, None), out: AnyArray | None = None
+) -> Any:
     from fastce.cpu import calls
 
-    options = calls.Options(
-        call.ignore_index,
-        arguments.label_smoothing(label_smoothing),
-        arguments.z_loss(z_loss),
-        arguments.softcap(softcap),
-    )
     scalar, per_row = upstream
     weight, count = call.divisors()
     if not weight:
         count = 0.0  # nothing counts, so that z-loss has no gradient either
     totals = calls.cross_entropy(
-        call.axis, call.logits, call.hard, call.soft, call.weight, options,
+        call.axis, call.logits, call.hard, call.soft, call.weight, call.options,
         upstream=per_row, nll_scale=scalar * inverse(weight), z_scale=scalar * inverse(count),
         losses=_flat(call.losses), out=out,
     )  # fmt: skip
@@ -294,8 +294,11 @@ def cross_entropy(
     >>> print(f"{fastce.cross_entropy(np.array([[0.0, 40.0]]), [1]):.4e}")
     4.2484e-18
     """
-    call = Call("logits", logits, targets, axis, weight, ignore_index, reduction, normalizer)
-    return _cross_entropy(call, label_smoothing, z_loss, softcap)
+    options = arguments.options(
+        ignore_index, label_smoothing, z_loss, softcap, reduction, normalizer
+    )
+    call = Call("logits", logits, targets, axis, weight, options)
+    return _cross_entropy(call)
 
 
 def cross_entropy_and_grad(
@@ -410,12 +413,15 @@ def cross_entropy_and_grad(
     >>> print(", ".join(f"{g:.4e}" for g in grad[0]))
     4.2484e-18, -4.2484e-18
     """
-    call = Call("logits", logits, targets, axis, weight, ignore_index, reduction, normalizer)
+    options = arguments.options(
+        ignore_index, label_smoothing, z_loss, softcap, reduction, normalizer
+    )
+    call = Call("logits", logits, targets, axis, weight, options)
     upstream = arguments.upstream(grad_output, call.rows, reduction)
     grad = arguments.output(
         out, call.logits, targets=call.labels, weight=call.weight, grad_output=upstream[1]
     )
-    return _cross_entropy(call, label_smoothing, z_loss, softcap, upstream, grad), grad
+    return _cross_entropy(call, upstream, grad), grad
 
 
 def cross_entropy_stats(
@@ -490,13 +496,13 @@ def cross_entropy_stats(
     """
     from fastce.cpu import calls
 
-    call = Call("logits", logits, targets, axis, weight, ignore_index)
+    options = arguments.options(ignore_index, 0.0, 0.0, None, "none", None)
+    call = Call("logits", logits, targets, axis, weight, options)
     assert call.losses is not None
     lse, entropy = np.empty(call.rows, call.dtype), np.empty(call.rows, call.dtype)
     predicted = np.empty(call.rows, np.int64)
     calls.cross_entropy(
-        call.axis, call.logits, call.hard, call.soft, call.weight,
-        calls.Options(call.ignore_index),
+        call.axis, call.logits, call.hard, call.soft, call.weight, call.options,
         losses=call.losses.reshape(-1),
         statistics=(lse.reshape(-1), entropy.reshape(-1), predicted.reshape(-1)),
     )  # fmt: skip

@@ -185,7 +185,7 @@ def _softmax(x: npt.ArrayLike, axis: int, out: AnyArray | None, logarithm: bool)
     from fastce.cpu import calls
 
     array = arguments.float_or_integer_array("x", x)
-    axis = arguments.class_axis("x", array, axis)
+    axis = arguments.class_axis("x", array.shape, axis)
     out = arguments.output(out, array, "x")
     calls.softmax(axis, array, out, logarithm)
     return out

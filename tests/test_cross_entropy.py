@@ -16,8 +16,8 @@ from tests.checks import (
     same_bits,
 )
 
-# short rows | one vector | rows that fit a cache level | several blocks | a vocabulary
-CLASSES = [1, 2, 10, 33, 1000, 4097, 50257]
+# short rows | a few vectors | rows that fit a cache level | several blocks | a vocabulary
+CLASSES = [1, 2, 10, 33, 65, 1000, 4097, 50257]
 INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 
 

@@ -26,6 +26,7 @@ BINARY = ["weight", "pos_weight", "reduction"]
 GRADIENT = ["grad_output", "out"]
 
 # positional arguments, then keyword-only options
+LINEAR = ["bias", "class_weight", *LOSS[2:]]
 SIGNATURES = {
     "cross_entropy": (["logits", "targets"], LOSS),
     "cross_entropy_and_grad": (["logits", "targets"], LOSS + GRADIENT),
@@ -37,6 +38,11 @@ SIGNATURES = {
     "nll_loss_and_grad": (["log_probs", "targets"], NLL + GRADIENT),
     "binary_cross_entropy": (["logits", "targets"], BINARY),
     "binary_cross_entropy_and_grad": (["logits", "targets"], BINARY + GRADIENT),
+    "linear_cross_entropy": (["x", "weight", "targets"], LINEAR),
+    "linear_cross_entropy_and_grad": (
+        ["x", "weight", "targets"],
+        [*LINEAR, *GRADIENT, "accumulate", "skip_below"],
+    ),
     "gradient_hessian": (["logits", "targets"], ["axis", "sample_weight", "hessian"]),
     "hessian_vector_product": (["logits", "v"], ["axis", "grad_output"]),
 }
@@ -44,6 +50,7 @@ DEFAULTS = {
     "axis": -1, "weight": None, "ignore_index": -100, "label_smoothing": 0.0, "z_loss": 0.0,
     "softcap": None, "reduction": "mean", "normalizer": None, "grad_output": None, "out": None,
     "keepdims": False, "pos_weight": None, "sample_weight": None, "hessian": "diag",
+    "bias": None, "class_weight": None, "accumulate": False, "skip_below": 0.0,
 }  # fmt: skip
 OTHERS = {"CrossEntropyStats", "set_num_threads", "get_num_threads", "num_threads"}
 

@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 
 import fastce
-from tests.checks import FLOATS, draw, draw_soft, draw_targets, same_bits
+from fastce.cpu import calls
+from tests import oracle
+from tests.checks import (
+    FLOATS,
+    assert_gradient,
+    assert_loss,
+    draw,
+    draw_soft,
+    draw_targets,
+    same_bits,
+)
 
 SHAPE = (6, 5, 9)
 
@@ -266,3 +276,73 @@ def test_bfloat16_views_keep_their_dtype():
     z = draw((4, 6), ml_dtypes.bfloat16)
     _, grad = fastce.cross_entropy_and_grad(z[:, ::-1], np.zeros(4, int))
     assert grad.dtype == ml_dtypes.bfloat16
+
+
+def test_more_classes_apart_than_a_tile_holds():
+    logits = draw((9000, 3), np.float32, scale=3.0)
+    targets = draw_targets((3,), 9000)
+    want = oracle.cross_entropy(logits, targets, axis=0, reduction="none")
+    loss, grad = fastce.cross_entropy_and_grad(logits, targets, axis=0, reduction="none")
+    assert_loss(loss, want.loss, logits.dtype)
+    assert_gradient(grad, want.grad, logits.dtype)
+
+
+@pytest.fixture
+def streamed(monkeypatch):
+    """Write even small results past the caches."""
+
+    def switch(on):
+        size = 0 if on else 1 << 62
+        monkeypatch.setattr(calls, "STREAMED", size)
+        monkeypatch.setattr(calls, "STREAMED_ROW", size)
+
+    return switch
+
+
+WRITERS = {
+    "gradient": lambda z, y, axis, out: fastce.cross_entropy_and_grad(z, y, axis=axis, out=out),
+    "softmax": lambda z, y, axis, out: fastce.softmax(z, axis=axis, out=out),
+    "log_softmax": lambda z, y, axis, out: fastce.log_softmax(z, axis=axis, out=out),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((5, 100), 1), ((3, 257), 1), ((2, 1000), 1), ((2, 7, 64), 1), ((70, 128), 0), ((9, 40), 0)],
+)
+def test_writing_past_the_caches_changes_nothing(streamed, writer, dtype, shape, axis):
+    """The same bits wherever `out` starts within a cache line, and nothing beside it is touched."""
+    z = draw(shape, dtype, scale=2.0)
+    y = draw_targets(shape[:axis] + shape[axis + 1 :], shape[axis])
+    want = np.empty_like(z)
+    streamed(False)
+    WRITERS[writer](z, y, axis, want)
+    streamed(True)
+    line = 64 // dtype.itemsize
+    for start in range(line + 1):
+        memory = np.full(z.size + 3 * line, 7, dtype)
+        out = memory[start : start + z.size].reshape(shape)
+        WRITERS[writer](z, y, axis, out)
+        assert same_bits(out, want)
+        assert np.all(memory[:start] == 7)
+        assert np.all(memory[start + z.size :] == 7)
+
+
+def test_a_result_off_its_alignment_is_not_streamed(streamed):
+    """Streaming stores fault there."""
+    streamed(True)
+    z = draw((4, 300), np.float32)
+    memory = np.zeros(z.nbytes + 1, np.uint8)
+    out = memory[1:].view(np.float32).reshape(z.shape)
+    fastce.softmax(z, out=out)
+    assert same_bits(out.copy(), fastce.softmax(z))
+
+
+def test_in_place_is_not_streamed(streamed):
+    z, y = draw((4, 300), np.float32), draw_targets((4,), 300)
+    want = fastce.cross_entropy_and_grad(z, y)[1]
+    streamed(True)
+    fastce.cross_entropy_and_grad(z, y, out=z)
+    assert same_bits(z, want)

@@ -30,7 +30,8 @@ def test_commands_are_understood(command):
 
 
 def test_commands_are_found():
-    assert {command.split()[0] for command in COMMANDS} == {"demo", "eval", "info", "warmup"}
+    commands = {"demo", "eval", "fit", "info", "predict", "warmup"}
+    assert {command.split()[0] for command in COMMANDS} == commands
 
 
 def test_files_it_points_to_exist():

@@ -40,6 +40,9 @@ _CALLS: dict[str, Callable[[Array, Array, int], object]] = {
     "log_softmax": lambda z, y, k: fastce.log_softmax(z, axis=k),
     "nll_loss_and_grad": lambda z, y, k: fastce.nll_loss_and_grad(z, y, axis=k),
     "binary_cross_entropy_and_grad": lambda z, y, k: fastce.binary_cross_entropy_and_grad(z, z),
+    "linear_cross_entropy_and_grad": lambda z, y, k: fastce.linear_cross_entropy_and_grad(
+        np.zeros((len(y), 1), z.dtype), np.zeros((z.shape[k], 1), z.dtype), y
+    ),
     "gradient_hessian": lambda z, y, k: fastce.gradient_hessian(z, y, axis=k),
     "hessian_vector_product": lambda z, y, k: fastce.hessian_vector_product(z, z, axis=k),
 }

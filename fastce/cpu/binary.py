@@ -2,21 +2,23 @@
 
 from fastce.cpu.elementary import exp_scale, exp_scaled, log1p
 from fastce.cpu.jit import device, kernel
-from fastce.cpu.loops import start_of
-from fastce.cpu.rows import distance
-from fastce.cpu.vector import (
+from fastce.cpu.memory import (
     address,
     claim,
-    convert,
-    lanes,
     load,
     load_number,
-    maximum,
     store,
     store_number,
+    zeros,
+)
+from fastce.cpu.rows import distance
+from fastce.cpu.tiles import start_of
+from fastce.cpu.vector import (
+    convert,
+    lanes,
+    maximum,
     total,
     where,
-    zeros,
 )
 
 
@@ -44,15 +46,17 @@ def _loss_and_gradient(z, t, w, positive):
 
 @kernel
 def binary_cross_entropy(
-    shape, logits_base, strides, step, targets_base, target_strides, target_step,
-    weight_base, weight_strides, weight_step, positive_base, positive_strides, positive_step,
-    upstream, scale, losses, out_base, out_strides, out_step, sums, chunk, counter,
+    logits_base, targets_base, weight_base, positive_base, out_base, upstream, losses, sums, scale,
+    outer, inner, count, chunk, outer_stride, inner_stride, step,
+    target_outer_stride, target_inner_stride, target_step,
+    weight_outer_stride, weight_inner_stride, weight_step,
+    positive_outer_stride, positive_inner_stride, positive_step,
+    out_outer_stride, out_inner_stride, out_step, counter,
 ):  # fmt: skip
     """Loss and gradient of every element; `chunk` elements of one row at a time.
 
     `losses` and `upstream` are contiguous, in row order.
     """
-    _, inner, count = shape
     logits = address(logits_base)
     out = address(out_base)
     positive = address(positive_base)
@@ -69,17 +73,17 @@ def binary_cross_entropy(
         start = (part % segments) * chunk
         stop = min(start + chunk, count)
         whole = stop - (stop - start) % width
-        offset = start_of(row, inner, strides)
-        target_offset = start_of(row, inner, target_strides)
+        offset = start_of(row, inner, outer_stride, inner_stride)
+        target_offset = start_of(row, inner, target_outer_stride, target_inner_stride)
         weight_offset = 0
         positive_offset = 0
         out_offset = 0
         if weight_base is not None:
-            weight_offset = start_of(row, inner, weight_strides)
+            weight_offset = start_of(row, inner, weight_outer_stride, weight_inner_stride)
         if positive_base is not None:
-            positive_offset = start_of(row, inner, positive_strides)
+            positive_offset = start_of(row, inner, positive_outer_stride, positive_inner_stride)
         if out_base is not None:
-            out_offset = start_of(row, inner, out_strides)
+            out_offset = start_of(row, inner, out_outer_stride, out_inner_stride)
         lane_sums = wide
         for j in range(start, whole, width):
             z = load(logits, offset + j * distance(logits, step), step, wide)

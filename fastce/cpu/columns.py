@@ -1,69 +1,75 @@
-"""The mathematics of `rows`, 32 rows (16 of float64) at a time, one in each lane.
+"""The mathematics of `rows`, 32 rows (16 of float64) at a time, one in each lane of a tile.
 
-For few classes, and for class axes that are not the last.  Class j of the rows lies `offset + j *
-advance` bytes from the base, the rows `step` bytes from each other (None: side by side).
+A tile (see `tiles`) is a base and the offset where class 0 of the rows starts.
 """
 
 import numpy as np
 
+from fastce.cpu.constants import constant
 from fastce.cpu.elementary import capped, exp_scale, exp_scaled, log1p
 from fastce.cpu.jit import device
+from fastce.cpu.memory import item_size, load, store, zeros
 from fastce.cpu.rows import (
-    distance,
     gradient_scale,
     lifted_scale,
     reference,
     scaled_maximum,
     weighted_gap,
 )
-from fastce.cpu.vector import (
-    constant,
-    convert,
-    extract,
-    fma,
-    lanes,
-    load,
-    maximum,
-    splat,
-    store,
-    store_number,
-    where,
-    zeros,
-)
+from fastce.cpu.vector import convert, fma, lanes, maximum, splat, where
 
-SPAN = 16  # float32 additions a lane before the sum moves on to float64
+SPAN = 8  # classes: 4 float32 additions a lane, twice, before the sum moves on to float64
 
 
 @device
-def statistics(base, offset, count, advance, step, softcap):
-    """(m, rest, first class of the maximum) of the rows; m and the class typed like the logits."""
+def number(base, offset, j, lane, like):
+    """Byte offset of the number of class j in a lane of a tile of vectors like `like`."""
+    return offset + (j * lanes(like) + lane) * item_size(base)
+
+
+@device
+def class_of(base, offset, j, like):
+    """The vector of class j."""
+    return load(base, number(base, offset, j, 0, like), None, like)
+
+
+@device
+def statistics(base, offset, count, softcap):
+    """(m, rest, first class of the maximum) of the rows; the class typed like the logits."""
     zero = zeros(base)
     m = zero - np.inf
     first = zero
     for j in range(count):
-        z = capped(load(base, offset + j * advance, step, zero), softcap)[0]
+        z = capped(class_of(base, offset, j, zero), softcap)[0]
         first = where(z > m, float(j), first)
         m = maximum(z, m)
     shift, power = reference(m)
     bias, floor = lifted_scale(power, zero)
     rest = convert(zero, 0.0)
     for start in range(0, count, SPAN):
-        part = zero
-        for j in range(start, min(start + SPAN, count)):
-            z = capped(load(base, offset + j * advance, step, zero), softcap)[0]
-            part = part + where(first == float(j), 0.0, exp_scaled(z - shift, bias, floor))
-        rest = rest + convert(part, 0.0)
+        stop = min(start + SPAN, count)
+        even = zero
+        odd = zero
+        for j in range(start, stop - 1, 2):
+            z = capped(class_of(base, offset, j, zero), softcap)[0]
+            even = even + where(first == float(j), 0.0, exp_scaled(z - shift, bias, floor))
+            z = capped(class_of(base, offset, j + 1, zero), softcap)[0]
+            odd = odd + where(first == float(j + 1), 0.0, exp_scaled(z - shift, bias, floor))
+        if (stop - start) % 2 != 0:
+            z = capped(class_of(base, offset, stop - 1, zero), softcap)[0]
+            even = even + where(first == float(stop - 1), 0.0, exp_scaled(z - shift, bias, floor))
+        rest = rest + convert(even + odd, 0.0)
     m_wide = convert(m, 0.0)
     rest = rest / (scaled_maximum(m_wide, zero) * constant("LIFTED", zero))
     return m_wide, rest, first  # NaN for rest where the maximum is infinite
 
 
 @device
-def labels(soft, soft_offset, soft_advance, soft_step, weight, j, keep, spread, like):
+def labels(soft, soft_offset, weight, j, keep, spread, like):
     """What the labels lay on class j: (keep * h_j + spread) * w_j, keep and spread lane by lane."""
     u = spread
     if soft is not None:
-        h = load(soft, soft_offset + j * soft_advance, soft_step, like)
+        h = class_of(soft, soft_offset, j, like)
         u = fma(h, keep, spread)
     if weight is not None:
         u = u * weight[j]
@@ -71,28 +77,22 @@ def labels(soft, soft_offset, soft_advance, soft_step, weight, j, keep, spread, 
 
 
 @device
-def gaps(
-    base, offset, count, advance, step, softcap, m,
-    soft, soft_offset, soft_advance, soft_step, weight, keep, spread,
-):  # fmt: skip
+def gaps(base, offset, count, softcap, m, soft, soft_offset, weight, keep, spread):
     """Sums of u_j * (m - z_j) and of u_j, u being the `labels` of each row."""
     zero = zeros(base)
     top = convert(m, zero)
     gap = convert(zero, 0.0)
     mass = gap
     for j in range(count):
-        u = labels(
-            soft, soft_offset, soft_advance, soft_step, weight, j,
-            splat(keep, zero), splat(spread, zero), zero,
-        )  # fmt: skip
-        z = capped(load(base, offset + j * advance, step, zero), softcap)[0]
+        u = labels(soft, soft_offset, weight, j, splat(keep, zero), splat(spread, zero), zero)
+        z = capped(class_of(base, offset, j, zero), softcap)[0]
         gap = gap + convert(weighted_gap(u, top, z), 0.0)
         mass = mass + convert(u, 0.0)
     return gap, mass
 
 
 @device
-def entropy_gap(base, offset, count, advance, step, softcap, m, rest):
+def entropy_gap(base, offset, count, softcap, m, rest):
     """Mean of m - z_j under each row's softmax."""
     zero = zeros(base)
     top = convert(m, zero)
@@ -100,48 +100,36 @@ def entropy_gap(base, offset, count, advance, step, softcap, m, rest):
     bias, floor = exp_scale(power, zero)
     gap = convert(zero, 0.0)
     for j in range(count):
-        z = capped(load(base, offset + j * advance, step, zero), softcap)[0]
+        z = capped(class_of(base, offset, j, zero), softcap)[0]
         u = exp_scaled(z - shift, bias, floor)
         gap = gap + convert(weighted_gap(u, top, z), 0.0)
     return gap / (scaled_maximum(m, zero) * (1.0 + rest))
 
 
 @device
-def write_gradient(
-    base, offset, count, advance, step, softcap, m, rest, a, valid,
-    out, out_offset, out_advance, out_step, skip,
-    soft, soft_offset, soft_advance, soft_step, weight, keep, spread,
-):  # fmt: skip
-    """Write a p_j - u_j for every class of the rows, exact zeros where `valid` is false."""
+def to_gradient(
+    base, offset, count, softcap, m, rest, a, valid, soft, soft_offset, weight, keep, spread
+):
+    """Turn every z_j of the tile into a p_j - u_j, exact zeros where `valid` is false."""
     zero = zeros(base)
     shift = convert(reference(m)[0], zero)
     bias, floor, factor = gradient_scale(m, rest, a, zero)
     factor = convert(factor, zero)
     for j in range(count):
-        u = labels(soft, soft_offset, soft_advance, soft_step, weight, j, keep, spread, zero)
-        z, slope = capped(load(base, offset + j * advance, step, zero), softcap)
+        u = labels(soft, soft_offset, weight, j, keep, spread, zero)
+        z, slope = capped(class_of(base, offset, j, zero), softcap)
         g = fma(exp_scaled(z - shift, bias, floor), factor, -1.0 * u)
-        put(out, out_offset + j * out_advance, out_step, where(valid, g * slope, 0.0), skip)
+        if softcap is not None:
+            g = g * slope
+        store(base, number(base, offset, j, 0, zero), None, where(valid, g, 0.0))
 
 
 @device
-def write_log_softmax(
-    base, offset, count, advance, step, m, rest, out, out_offset, out_advance, out_step, skip
-):  # fmt: skip
-    """Write (z_j - m) - log1p(rest) for every class of the rows."""
+def to_log_softmax(base, offset, count, m, rest):
+    """Turn every z_j of the tile into (z_j - m) - log1p(rest)."""
     zero = zeros(base)
     top = convert(m, zero)
     tail = convert(log1p(rest), zero)
     for j in range(count):
-        z = load(base, offset + j * advance, step, zero)
-        put(out, out_offset + j * out_advance, out_step, (z - top) - tail, skip)
-
-
-@device
-def put(out, offset, step, values, skip):
-    """Store the lanes from `skip` on."""
-    if skip == 0:
-        store(out, offset, step, values)
-    else:
-        for lane in range(skip, lanes(values)):
-            store_number(out, offset + lane * distance(out, step), extract(values, lane))
+        z = class_of(base, offset, j, zero)
+        store(base, number(base, offset, j, 0, zero), None, (z - top) - tail)

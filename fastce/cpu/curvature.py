@@ -5,22 +5,33 @@ import numpy as np
 from fastce.cpu import columns, rows
 from fastce.cpu.elementary import exp_scaled
 from fastce.cpu.jit import device, kernel
-from fastce.cpu.loops import start_of, tile_start, tiling
-from fastce.cpu.vector import (
+from fastce.cpu.memory import (
     address,
+    address_as,
     claim,
+    hold,
+    load,
+    load_number,
+    store,
+    store_number,
+    zeros,
+)
+from fastce.cpu.tiles import (
+    allocate,
+    count_tiles,
+    gather,
+    scatter,
+    start_of,
+    tile_rows,
+)
+from fastce.cpu.vector import (
     convert,
     lane_numbers,
     lanes,
-    load,
-    load_number,
     maximum,
     splat,
-    store,
-    store_number,
     total,
     where,
-    zeros,
 )
 
 
@@ -41,11 +52,12 @@ def _curve_at_maximum(rest, curved, straight, floor):
 
 @kernel
 def gradient_hessian_rows(
-    shape, logits_base, strides, step, targets, weight, curved, straight, floor, at_target,
-    grad_base, grad_strides, grad_step, hess_base, hess_strides, hess_step, parts, chunk, counter,
+    logits_base, grad_base, hess_base, targets, weight, curved, straight, floor, at_target,
+    outer, inner, classes, chunk, parts, outer_stride, inner_stride, step,
+    grad_outer_stride, grad_inner_stride, grad_step,
+    hess_outer_stride, hess_inner_stride, hess_step, counter,
 ):  # fmt: skip
     """weight * (p - y) and weight * curvature; |p - y| at the target instead if `at_target`."""
-    outer, inner, classes = shape
     logits = address(logits_base)
     grad = address(grad_base)
     hess = address(hess_base)
@@ -58,9 +70,9 @@ def gradient_hessian_rows(
         if part >= parts:
             return
         for i in range(part * chunk, min((part + 1) * chunk, outer * inner)):
-            offset = start_of(i, inner, strides)
-            grad_offset = start_of(i, inner, grad_strides)
-            hess_offset = start_of(i, inner, hess_strides)
+            offset = start_of(i, inner, outer_stride, inner_stride)
+            grad_offset = start_of(i, inner, grad_outer_stride, grad_inner_stride)
+            hess_offset = start_of(i, inner, hess_outer_stride, hess_inner_stride)
             y = targets[i]
             w = 1.0 if weight is None else weight[i]
             z_y = load_number(logits, offset + y * each)
@@ -84,7 +96,7 @@ def gradient_hessian_rows(
                 )  # fmt: skip
             rows.write_gradient(
                 logits, offset, classes, step, None, m, rest, w,
-                grad, grad_offset, grad_step, None, 0, None, None, 0.0, 0.0,
+                grad, grad_offset, grad_step, False, None, 0, None, None, 0.0, 0.0,
             )  # fmt: skip
             value = rows.target_gradient(m, rest, z_y, w, w)
             store_number(grad, grad_offset + y * rows.distance(grad, grad_step), value)
@@ -92,71 +104,83 @@ def gradient_hessian_rows(
 
 @kernel
 def gradient_hessian_columns(
-    shape, logits_base, strides, advance, step, targets, weight, curved, straight, floor, at_target,
-    grad_base, grad_strides, grad_advance, grad_step,
-    hess_base, hess_strides, hess_advance, hess_step, parts, chunk, counter,
+    logits_base, grad_base, hess_base, targets, weight, curved, straight, floor, at_target,
+    outer, inner, classes, chunk, parts, outer_stride, inner_stride, class_stride,
+    grad_outer_stride, grad_inner_stride, grad_class_stride,
+    hess_outer_stride, hess_inner_stride, hess_class_stride, counter,
 ):  # fmt: skip
     """`gradient_hessian_rows` with lanes across rows."""
-    outer, inner, classes = shape
     logits = address(logits_base)
     grad = address(grad_base)
     hess = address(hess_base)
     zero = zeros(logits)
     wide = convert(zero, 0.0)
     width = lanes(zero)
-    across, tiles = tiling(inner, width)
+    last = outer * inner - 1
     scratch = np.zeros((2, width))
+    tile_memory, z_tile = allocate(classes, width)
+    tile = address_as(tile_memory, logits_base)
+    hess_memory, h_tile = allocate(classes, width)
+    hess_tile = address_as(hess_memory, hess_base)
+    tiles = count_tiles(outer, inner, width)
     while True:
         part = claim(counter)
         if part >= parts:
+            hold(tile_memory)
+            hold(hess_memory)
             return
-        for tile in range(part * chunk, min((part + 1) * chunk, outer * tiles)):
-            i, skip = tile_start(tile, tiles, inner, width)
-            offset = start_of(i, inner, strides)
-            grad_offset = start_of(i, inner, grad_strides)
-            hess_offset = start_of(i, inner, hess_strides)
+        for number in range(part * chunk, min((part + 1) * chunk, tiles)):
+            i, skip, stop = tile_rows(number, outer, inner, width)
+            gather(
+                logits, outer_stride, inner_stride, class_stride, i, outer, inner, classes,
+                tile, z_tile, zero,
+            )  # fmt: skip
             for lane in range(width):
-                row = i + lane * across
-                place = offset + targets[row] * advance + lane * rows.distance(logits, step)
-                scratch[0, lane] = load_number(logits, place)
+                row = min(i + lane, last)
+                place = columns.number(tile, z_tile, targets[row], lane, zero)
+                scratch[0, lane] = load_number(tile, place)
                 scratch[1, lane] = 1.0 if weight is None else weight[row]
             z_y = load(scratch, 0, None, wide)
             w = load(scratch, width * 8, None, wide)
             narrow_w = convert(w, zero)
-            m, rest, first = columns.statistics(logits, offset, classes, advance, step, None)
+            m, rest, first = columns.statistics(tile, z_tile, classes, None)
             shift = convert(rows.reference(m)[0], zero)
             bias, cut, factor = rows.gradient_scale(m, rest, wide + 1.0, zero)
             factor = convert(factor, zero)
             peak = convert(_curve_at_maximum(rest, curved, straight, floor), zero)
             for j in range(classes):
-                z = load(logits, offset + j * advance, step, zero)
+                z = columns.class_of(tile, z_tile, j, zero)
                 p = exp_scaled(z - shift, bias, cut) * factor
                 h = where(first == float(j), peak, _curve(p, curved, straight, floor))
-                columns.put(hess, hess_offset + j * hess_advance, hess_step, h * narrow_w, skip)
+                store(hess_tile, columns.number(hess_tile, h_tile, j, 0, zero), None, h * narrow_w)
             value = rows.target_gradient(m, rest, z_y, w, w)
             store(scratch, 0, None, value)
-            columns.write_gradient(
-                logits, offset, classes, advance, step, None, m, rest, w, wide == 0.0,
-                grad, grad_offset, grad_advance, grad_step, skip,
-                None, 0, 0, None, None, zero, zero,
-            )  # fmt: skip
-            for lane in range(skip, width):
-                y = targets[i + lane * across]
-                place = grad_offset + y * grad_advance + lane * rows.distance(grad, grad_step)
-                store_number(grad, place, scratch[0, lane])
+            columns.to_gradient(
+                tile, z_tile, classes, None, m, rest, w, wide == 0.0, None, 0, None, zero, zero
+            )
+            for lane in range(width):
+                y = targets[min(i + lane, last)]
+                store_number(tile, columns.number(tile, z_tile, y, lane, zero), scratch[0, lane])
                 if at_target:
-                    place = hess_offset + y * hess_advance
-                    place += lane * rows.distance(hess, hess_step)
-                    store_number(hess, place, 0.0 - scratch[0, lane])
+                    place = columns.number(hess_tile, h_tile, y, lane, zero)
+                    store_number(hess_tile, place, 0.0 - scratch[0, lane])
+            scatter(
+                tile, z_tile, grad, grad_outer_stride, grad_inner_stride, grad_class_stride,
+                i, skip, stop, outer, inner, classes, False, zero,
+            )  # fmt: skip
+            scatter(
+                hess_tile, h_tile, hess, hess_outer_stride, hess_inner_stride, hess_class_stride,
+                i, skip, stop, outer, inner, classes, False, zero,
+            )  # fmt: skip
 
 
 @kernel
 def hessian_vector_rows(
-    shape, logits_base, strides, step, v_base, v_strides, v_step, upstream, scale,
-    out_base, out_strides, out_step, parts, chunk, counter,
+    logits_base, v_base, out_base, upstream, scale, outer, inner, classes, chunk, parts,
+    outer_stride, inner_stride, step, v_outer_stride, v_inner_stride, v_step,
+    out_outer_stride, out_inner_stride, out_step, counter,
 ):  # fmt: skip
     """p * (v - sum p v), v taken relative to its value at the maximum so that nothing cancels."""
-    outer, inner, classes = shape
     logits = address(logits_base)
     out = address(out_base)
     v = address(v_base)
@@ -171,9 +195,9 @@ def hessian_vector_rows(
         if part >= parts:
             return
         for i in range(part * chunk, min((part + 1) * chunk, outer * inner)):
-            offset = start_of(i, inner, strides)
-            v_offset = start_of(i, inner, v_strides)
-            out_offset = start_of(i, inner, out_strides)
+            offset = start_of(i, inner, outer_stride, inner_stride)
+            v_offset = start_of(i, inner, v_outer_stride, v_inner_stride)
+            out_offset = start_of(i, inner, out_outer_stride, out_inner_stride)
             m, rest = rows.statistics(logits, offset, classes, step, None)
             top = min(rows.first_maximum(logits, offset, 0, classes, step, None, m), classes - 1)
             v_top = load_number(v, v_offset + top * v_each)
@@ -200,35 +224,46 @@ def hessian_vector_rows(
 
 @kernel
 def hessian_vector_columns(
-    shape, logits_base, strides, advance, step, v_base, v_strides, v_advance, v_step,
-    upstream, scale, out_base, out_strides, out_advance, out_step, parts, chunk, counter,
+    logits_base, v_base, out_base, upstream, scale, outer, inner, classes, chunk, parts,
+    outer_stride, inner_stride, class_stride, v_outer_stride, v_inner_stride, v_class_stride,
+    out_outer_stride, out_inner_stride, out_class_stride, counter,
 ):  # fmt: skip
     """`hessian_vector_rows` with lanes across rows."""
-    outer, inner, classes = shape
     logits = address(logits_base)
     out = address(out_base)
-    v = address(v_base)
     zero = zeros(logits)
     wide = convert(zero, 0.0)
     width = lanes(zero)
-    across, tiles = tiling(inner, width)
+    last = outer * inner - 1
     scratch = np.zeros((2, width))
+    tile_memory, z_tile = allocate(classes, width)
+    tile = address_as(tile_memory, logits_base)
+    v_memory, v_place = allocate(classes, width)
+    v_tile = address_as(v_memory, v_base)
+    tiles = count_tiles(outer, inner, width)
     while True:
         part = claim(counter)
         if part >= parts:
+            hold(tile_memory)
+            hold(v_memory)
             return
-        for tile in range(part * chunk, min((part + 1) * chunk, outer * tiles)):
-            i, skip = tile_start(tile, tiles, inner, width)
-            offset = start_of(i, inner, strides)
-            v_offset = start_of(i, inner, v_strides)
-            out_offset = start_of(i, inner, out_strides)
-            m, rest, first = columns.statistics(logits, offset, classes, advance, step, None)
+        for number in range(part * chunk, min((part + 1) * chunk, tiles)):
+            i, skip, stop = tile_rows(number, outer, inner, width)
+            gather(
+                logits, outer_stride, inner_stride, class_stride, i, outer, inner, classes,
+                tile, z_tile, zero,
+            )  # fmt: skip
+            gather(
+                address(v_base), v_outer_stride, v_inner_stride, v_class_stride, i, outer, inner,
+                classes, v_tile, v_place, zero,
+            )  # fmt: skip
+            m, rest, first = columns.statistics(tile, z_tile, classes, None)
             store(scratch, 0, None, convert(first, 0.0))
             for lane in range(width):
                 top = int(scratch[0, lane])
-                place = v_offset + top * v_advance + lane * rows.distance(v, v_step)
-                scratch[0, lane] = load_number(v, place)
-                row = i + lane * across
+                place = columns.number(v_tile, v_place, top, lane, zero)
+                scratch[0, lane] = load_number(v_tile, place)
+                row = min(i + lane, last)
                 scratch[1, lane] = scale if upstream is None else scale * upstream[row]
             v_top = convert(load(scratch, 0, None, wide), zero)
             s = convert(load(scratch, width * 8, None, wide), zero)
@@ -237,12 +272,17 @@ def hessian_vector_columns(
             factor = convert(factor, zero)
             mean = wide
             for j in range(classes):
-                z = load(logits, offset + j * advance, step, zero)
-                u = load(v, v_offset + j * v_advance, v_step, zero) - v_top
+                z = columns.class_of(tile, z_tile, j, zero)
+                u = columns.class_of(v_tile, v_place, j, zero) - v_top
                 mean = mean + convert(exp_scaled(z - shift, bias, cut) * factor * u, 0.0)
             center = convert(mean, zero)
             for j in range(classes):
-                z = load(logits, offset + j * advance, step, zero)
-                u = load(v, v_offset + j * v_advance, v_step, zero) - v_top
+                z = columns.class_of(tile, z_tile, j, zero)
+                u = columns.class_of(v_tile, v_place, j, zero) - v_top
                 p = exp_scaled(z - shift, bias, cut) * factor
-                columns.put(out, out_offset + j * out_advance, out_step, p * (u - center) * s, skip)
+                place = columns.number(tile, z_tile, j, 0, zero)
+                store(tile, place, None, p * (u - center) * s)
+            scatter(
+                tile, z_tile, out, out_outer_stride, out_inner_stride, out_class_stride,
+                i, skip, stop, outer, inner, classes, False, zero,
+            )  # fmt: skip

@@ -6,19 +6,17 @@ sums relative to any reference neither overflow nor vanish.
 
 import numpy as np
 
-from fastce.cpu.jit import device
-from fastce.cpu.vector import (
+from fastce.cpu.constants import (
+    STEPS,
     constant,
-    convert,
     exponent,
-    fma,
+    fractional_power_of_two,
     less_ln2,
-    maximum,
     polynomial,
     power_of_two,
-    splat,
-    where,
 )
+from fastce.cpu.jit import device
+from fastce.cpu.vector import convert, fma, maximum, splat, where
 
 
 @device
@@ -30,23 +28,24 @@ def round_to_integer(x):
 @device
 def exp_scale(power, like):
     """What makes `exp_scaled` divide by 2**power: the rounding constant and the cut-off."""
-    bias = (constant("ROUND", like) + constant("BIAS", like)) - power
+    bias = constant("ROUND", like) + STEPS * (constant("BIAS", like) - power)
     floor = (power - constant("BIAS", like)) * constant("LN2", like)
     return bias, floor
 
 
 @device
 def exp_scaled(d, bias, floor):
-    """exp(d) / 2**power; exactly zero where that is below the smallest normal number.
+    """exp(d) / 2**power; exactly zero where d is below the cut-off, as -inf is.
 
-    d = k ln2 + r with |r| <= ln2 / 2, and exp(d) = 2**k exp(r).  The cut-off makes the exponent
-    bits zero, so that -inf gives exactly 0 at the cost of one instruction; NaN passes it.
+    d = k ln2 / STEPS + r with |r| <= ln2 / (2 STEPS), and exp(d) = 2**(k/STEPS) exp(r).  At the
+    cut-off the power of two is exactly zero; results just above it, below the smallest normal
+    number, have no accuracy.  NaN passes.
     """
     clamped = maximum(splat(floor, d), d)
-    rounded = fma(clamped, constant("LOG2E", d), bias)
-    k = rounded - bias
-    r = less_ln2(clamped, k)
-    return polynomial("EXP", r) * power_of_two(rounded)
+    rounded = fma(clamped, constant("STEPS_LOG2E", d), bias)
+    power = fractional_power_of_two(rounded)
+    r = less_ln2(clamped, rounded - bias)
+    return fma(power * r, polynomial("EXP", r), power)
 
 
 @device

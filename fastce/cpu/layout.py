@@ -5,105 +5,111 @@ bytes.  Row axes that follow each other evenly are merged; where more than two r
 ones are gone through one by one.
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 AnyArray = npt.NDArray[Any]
+Strides = tuple[int, int, int | None]  # bytes between outer rows, inner rows, classes
 
 # Below this many classes lanes run across rows even where the classes lie side by side: measured,
-# the row-wise kernel's fixed cost per row outweighs its faster loads.
-FEW_CLASSES = 32
+# the row-wise kernel's fixed cost per row outweighs what the tiles cost (57 classes: 27 ms against
+# 10; 100: 15 and 13, with the gradient 21 and 26; 160: 10 and 17).
+FEW_CLASSES = 64
+# Above this many classes a tile of rows would not fit the second-level cache.
+MOST_CLASSES = 8192
+# Logits per chunk: what a thread claims at a time, some ten microseconds of work.  Results depend
+# on it (the order of the final sum), so that it must not depend on the number of threads.
+CHUNK = 32768
+# Logits from which more threads are worth waking: measured, waking one costs some 40 microseconds.
+PARALLEL = 131072
 
 
-class Place(NamedTuple):
-    """Where an array lies: its first element, bytes between outer and inner rows and classes."""
+class Layout(NamedTuple):
+    """What a kernel need know of how arrays lie, one launch at a time."""
 
-    base: AnyArray
-    strides: tuple[int, int]
-    class_stride: int
-    size: int
+    outer: int
+    inner: int
+    classes: int
+    chunk: int  # rows, or tiles of rows
+    parts: int
+    columns: bool  # whether lanes run across rows
+    parallel: bool
+    strides: tuple[Strides, ...]  # one for each array; the last None where classes lie side by side
 
 
 class Block(NamedTuple):
     """A part of a call that one kernel launch does: rows from `first` on."""
 
-    shape: tuple[int, int, int]
     first: int
-    columns: bool
-    places: tuple[Place | None, ...]
-
-    @property
-    def width(self) -> int:
-        """Numbers in a vector of the logits' compute type."""
-        place = self.places[0]
-        assert place is not None
-        return 16 if place.size == 8 else 32
-
-    @property
-    def elements(self) -> int:
-        """Logits in the block."""
-        return math.prod(self.shape)
-
-    def kernel_arguments(self, place: Place | None) -> tuple[Any, ...]:
-        """A place as kernels take it: base, row strides, (class stride,) step.
-
-        The step is None where the numbers of a vector lie side by side, which is compiled apart.
-        """
-        if self.columns:
-            if place is None:
-                return None, None, None, None
-            step: int | None = place.strides[1]
-            if self.shape[1] < self.width:
-                step = 0  # too few rows to fill a vector: all lanes do the same one
-            elif step == place.size:
-                step = None
-            return place.base, place.strides, place.class_stride, step
-        return self.row_arguments(place)
-
-    def row_arguments(self, place: Place | None) -> tuple[Any, ...]:
-        """A place as kernels take it whose lanes run along the classes."""
-        if place is None:
-            return None, None, None
-        step = None if place.class_stride == place.size else place.class_stride
-        return place.base, place.strides, step
+    bases: tuple[AnyArray | None, ...]
+    layout: Layout
 
 
-def blocks(axis: int, *arrays: AnyArray | None) -> Iterator[Block]:
+def blocks(axis: int, *arrays: AnyArray | None) -> Iterable[Block]:
     """Divide arrays of one shape (None for an absent one) into blocks; the first one decides."""
-    assert arrays[0] is not None
-    axis %= arrays[0].ndim
-    if all(a is None or a.flags.c_contiguous for a in arrays):
-        yield from _contiguous(axis, arrays)
-    else:
-        yield from _strided(axis, arrays)
-
-
-def _contiguous(axis: int, arrays: tuple[AnyArray | None, ...]) -> Iterator[Block]:
-    """The one block of arrays without gaps; what `_strided` would find, in a tenth of the time."""
     first = arrays[0]
     assert first is not None
     if first.size == 0:
-        return
-    classes = first.shape[axis]
-    outer, inner = math.prod(first.shape[:axis]), math.prod(first.shape[axis + 1 :])
+        return ()
+    for array in arrays:
+        if array is not None and not array.flags.c_contiguous:
+            return _strided(axis % first.ndim, arrays)
+    sizes = tuple([0 if a is None else a.itemsize for a in arrays])
+    bases = tuple([None if a is None else _stored(a.reshape(-1)) for a in arrays])
+    return (Block(0, bases, _contiguous(axis % first.ndim, first.shape, sizes)),)
+
+
+def element_blocks(*arrays: AnyArray | None) -> Iterator[Block]:
+    """`blocks` of single numbers: the longest runs that can be had stand for rows of classes."""
+    if all(a is None or a.flags.c_contiguous for a in arrays):
+        arrays = tuple(None if a is None else a.reshape(-1) for a in arrays)
+    for first, bases, layout in blocks(-1, *arrays):
+        sizes = tuple(0 if base is None else base.itemsize for base in bases)
+        shape = (layout.outer, layout.inner, layout.classes)
+        yield Block(first, bases, _layout(shape, False, list(layout.strides), sizes))
+
+
+@functools.lru_cache(maxsize=1024)
+def _contiguous(axis: int, shape: tuple[int, ...], sizes: tuple[int, ...]) -> Layout:
+    """The layout of arrays without gaps; what `_strided` would find, and remembered."""
+    classes = shape[axis]
+    outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+    across = classes < FEW_CLASSES or axis < len(shape) - 1
     if inner == 1:
         outer, inner, row, apart = 1, outer, classes, 1
     else:
         row, apart = 1, inner
-    places: list[Place | None] = []
-    for a in arrays:
-        if a is None:
-            places.append(None)
-            continue
-        size = a.itemsize
-        strides = (0 if outer == 1 else classes * inner * size, 0 if inner == 1 else row * size)
-        places.append(Place(_base(a), strides, apart * size, size))
-    yield Block((outer, inner, classes), 0, _across_rows(first, axis), tuple(places))
+    steps = (classes * outer if outer == 1 else classes * inner, row, apart)
+    strides = [tuple(step * size for step in steps) for size in sizes]
+    return _layout((outer, inner, classes), across, strides, sizes)
+
+
+def _layout(
+    shape: tuple[int, int, int], across: bool, strides: list[Any], sizes: tuple[int, ...]
+) -> Layout:
+    outer, inner, classes = shape
+    columns = across and classes <= MOST_CLASSES
+    if columns:
+        width = 16 if sizes[0] == 8 else 32
+        span = inner if inner >= width else outer * inner
+        pieces = outer * inner // span * -(-span // width)
+        chunk = max(1, CHUNK // (classes * width))
+    else:
+        strides = [
+            (*s[:2], None if s[2] == size or size == 0 else s[2])
+            for s, size in zip(strides, sizes, strict=True)
+        ]
+        pieces = outer * inner
+        chunk = max(1, CHUNK // classes)
+    parallel = outer * inner * classes >= PARALLEL
+    parts = -(-pieces // chunk)
+    return Layout(outer, inner, classes, chunk, parts, columns, parallel, tuple(strides))
 
 
 def _strided(axis: int, arrays: tuple[AnyArray | None, ...]) -> Iterator[Block]:
@@ -112,8 +118,6 @@ def _strided(axis: int, arrays: tuple[AnyArray | None, ...]) -> Iterator[Block]:
     present = [a for a in moved if a is not None]
     shape = present[0].shape[:-1]
     classes = present[0].shape[-1]
-    if 0 in shape:
-        return
     merged: list[tuple[int, tuple[int, ...]]] = []  # (size, strides), innermost first
     leading = len(shape)
     for k in reversed(range(len(shape))):
@@ -131,17 +135,17 @@ def _strided(axis: int, arrays: tuple[AnyArray | None, ...]) -> Iterator[Block]:
     zeros = (0,) * len(present)
     inner, inner_strides = merged[0] if merged else (1, zeros)
     outer, outer_strides = merged[1] if len(merged) > 1 else (1, zeros)
-    columns = _across_rows(np.moveaxis(present[0], -1, axis), axis)
+    row_strides = iter(zip(outer_strides, inner_strides, strict=True))
+    layout = _layout(
+        (outer, inner, classes),
+        _across_rows(np.moveaxis(present[0], -1, axis), axis),
+        [(0, 0, 0) if a is None else (*next(row_strides), a.strides[-1]) for a in moved],
+        tuple(0 if a is None else a.itemsize for a in moved),
+    )
     rows = outer * inner
     for number, index in enumerate(itertools.product(*map(range, shape[:leading]))):
-        strides_of = iter(zip(outer_strides, inner_strides, strict=True))
-        places = tuple(
-            None
-            if a is None
-            else Place(_base(a[index]), next(strides_of), a.strides[-1], a.itemsize)
-            for a in moved
-        )
-        yield Block((outer, inner, classes), number * rows, columns, places)
+        bases = tuple(None if a is None else _first(a[index]) for a in moved)
+        yield Block(number * rows, bases, layout)
 
 
 def _across_rows(array: AnyArray, axis: int) -> bool:
@@ -173,12 +177,16 @@ class _Writable:
 _FIRST = (slice(0, 1),) * 64  # NumPy has no more dimensions
 
 
-def _base(array: AnyArray) -> AnyArray:
-    """The first element of an array, 16-bit floats as their bits (see `cpu.vector`)."""
-    first = array[_FIRST[: array.ndim]].reshape(1)
-    if array.itemsize == 2:
-        first = first.view(np.uint16 if array.dtype == np.float16 else np.int16)
-    return writable(first)
+def _first(array: AnyArray) -> AnyArray:
+    """The first element of an array, as `_stored`."""
+    return _stored(array[_FIRST[: array.ndim]].reshape(1))
+
+
+def _stored(flat: AnyArray) -> AnyArray:
+    """A flat array as kernels take it, 16-bit floats as their bits (see `cpu.memory`)."""
+    if flat.itemsize == 2:
+        flat = flat.view(np.uint16 if flat.dtype == np.float16 else np.int16)
+    return writable(flat)
 
 
 def writable(array: AnyArray) -> AnyArray:

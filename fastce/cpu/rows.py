@@ -20,29 +20,36 @@ A row lies in memory `offset` bytes from a base (see `vector`), `step` bytes fro
 
 import numpy as np
 
+from fastce.cpu.constants import constant
 from fastce.cpu.elementary import capped, exp_scale, exp_scaled, log1p, round_to_integer
 from fastce.cpu.jit import device
+from fastce.cpu.memory import (
+    first_line,
+    item_size,
+    load,
+    store,
+    store_streaming,
+    zeros,
+)
 from fastce.cpu.vector import (
     any_lane,
-    constant,
     convert,
     first_lane,
     fma,
-    item_size,
     lane_numbers,
     lanes,
     largest,
-    load,
     maximum,
-    prefetch,
     splat,
-    store,
     total,
     where,
-    zeros,
 )
 
-BLOCK = 512  # classes per block: 8 float32 additions a lane, then float64; two kilobytes of L1
+BLOCK = 512  # classes per block: 8 float32 additions a lane, then float64
+SPAN = 8  # vectors whose terms are added up in float32 before they move on to float64
+# How far a maximum may exceed the reference that exponentials are scaled for: lifted by 2**64 and
+# summed in blocks, they stay below 2**127.
+LEAD = 40.0
 
 
 @device
@@ -53,21 +60,27 @@ def distance(base, step):
 
 @device
 def reference(m):
-    """The shift and the power of two to take exponentials with where the maximum is m."""
+    """The shift and the power of two to take exponentials with where the maximum is about m."""
     near = where(m <= 1024.0, where(m >= -1024.0, m, 0.0), 0.0)
-    shift = where(near == m, 0.0, m)
+    shift = where(near == m, 0.0, where(m == -np.inf, 0.0, m))
     return shift, round_to_integer(near * constant("LOG2E", m))
 
 
 @device
-def scaled_maximum(m, like):
-    """exp(m - shift) / 2**power of the reference at m, in float64: between 0.7 and 1.5.
+def exp_of(m, shift, power, like):
+    """exp(m - shift) / 2**power in float64.
 
     It shares the one error of the vectors like `like` that is not random, that of their ln 2.
     """
-    shift, power = reference(m)
     bias, floor = exp_scale(power, m)
     return exp_scaled((m - shift) - power * constant("LN2_EXCESS", like), bias, floor)
+
+
+@device
+def scaled_maximum(m, like):
+    """exp(m - shift) / 2**power of the reference at m: between 0.7 and 1.5."""
+    shift, power = reference(m)
+    return exp_of(m, shift, power, like)
 
 
 @device
@@ -98,32 +111,58 @@ def _tail(base, offset, whole, count, step, softcap):
 def _term(z, first, skipped, shift, bias, floor):
     """Scaled exponentials of a vector of classes from `first` on, zero at the class `skipped`."""
     e = exp_scaled(z - shift, bias, floor)
-    if skipped is None:
-        return e
     return where(lane_numbers(e) == float(skipped - first), 0.0, e)
 
 
 @device
-def _block_sum(base, offset, start, stop, step, softcap, shift, bias, floor, skipped, tail, end):
-    """Lane-wise sum of the scaled exponentials of a block; `tail` joins where the row ends."""
+def _exponentials(z, shift, bias, floor):
+    """Scaled exponentials of z - shift; None is no shift."""
+    return exp_scaled(z if shift is None else z - shift, bias, floor)
+
+
+@device
+def _block(base, offset, start, stop, step, softcap, shift, bias, floor, tail, ending):
+    """Lane-wise sum of the scaled exponentials of a block and its lane-wise maximum.
+
+    Vectors of classes from `start` to `stop`, and if `ending` the `tail` of the row.
+    """
     zero = zeros(base)
     width = lanes(zero)
     even = zero
     odd = zero
-    each = distance(base, step)
+    even_top = zero - np.inf
+    odd_top = even_top
     for j in range(start, stop - width, 2 * width):
-        prefetch(base, offset + (j + BLOCK) * each, step, zero)
-        prefetch(base, offset + (j + BLOCK + width) * each, step, zero)
         z = _classes(base, offset, j, step, softcap)
-        even = even + _term(z, j, skipped, shift, bias, floor)
+        even_top = maximum(z, even_top)
+        even = even + _exponentials(z, shift, bias, floor)
         z = _classes(base, offset, j + width, step, softcap)
-        odd = odd + _term(z, j + width, skipped, shift, bias, floor)
+        odd_top = maximum(z, odd_top)
+        odd = odd + _exponentials(z, shift, bias, floor)
     if (stop - start) % (2 * width) != 0:
         z = _classes(base, offset, stop - width, step, softcap)
-        even = even + _term(z, stop - width, skipped, shift, bias, floor)
-    if end > stop:
-        odd = odd + _term(tail, end - width, skipped, shift, bias, floor)
-    return convert(even + odd, 0.0)
+        even_top = maximum(z, even_top)
+        even = even + _exponentials(z, shift, bias, floor)
+    if ending:
+        odd_top = maximum(tail, odd_top)
+        odd = odd + _exponentials(tail, shift, bias, floor)
+    return convert(even + odd, 0.0), maximum(even_top, odd_top)
+
+
+@device
+def _block_without(
+    base, offset, start, stop, count, step, softcap, shift, bias, floor, tail, ending, skipped
+):  # fmt: skip
+    """The sum of `_block` without one class."""
+    zero = zeros(base)
+    width = lanes(zero)
+    sums = zero
+    for j in range(start, stop, width):
+        z = _classes(base, offset, j, step, softcap)
+        sums = sums + _term(z, j, skipped, shift, bias, floor)
+    if ending:
+        sums = sums + _term(tail, count - width, skipped, shift, bias, floor)
+    return convert(sums, 0.0)
 
 
 @device
@@ -143,60 +182,69 @@ def first_maximum(base, offset, start, count, step, softcap, m):
 def statistics(base, offset, count, step, softcap):
     """(m, rest) of a row in one pass over memory, in float64.
 
+    Exponentials are scaled for a reference, the maximum of the first classes; where a later block
+    exceeds it by more than LEAD, the block is summed again for its own maximum.
     rest is NaN where the row holds NaN or +inf, and where all of it is -inf.
     """
     zero = zeros(base)
     width = lanes(zero)
     whole = count - count % width
     tail = _tail(base, offset, whole, count, step, softcap)
+    first = _classes(base, offset, 0, step, softcap)
+    known = np.float64(largest(maximum(first, zero - np.inf)))
+    shift, power = reference(known)
+    bias, floor = lifted_scale(power, zero)
     m = -np.inf
     best = 0  # the block with the maximum, whose sum is kept apart from the others'
-    shift = 0.0
-    power = 0.0
-    bias, floor = lifted_scale(power, zero)
     others = convert(zero, 0.0)
     own = others
-    for start in range(0, whole, BLOCK):
+    start = 0
+    while start < count:
         stop = min(start + BLOCK, whole)
-        top = zero - np.inf
-        for j in range(start, stop, width):
-            top = maximum(_classes(base, offset, j, step, softcap), top)
-        end = count if stop == whole else stop
-        if end > stop:
-            top = maximum(tail, top)
-        larger = any_lane(top > m)
-        if larger:
-            previous = m
-            m = np.float64(largest(top))
-            if m == np.inf:
-                return m, np.nan
-            old_shift, old_power = shift, power
-            shift, power = reference(m)
-            factor = 0.0
-            if previous > -np.inf:
-                rescale_bias, rescale_floor = exp_scale(power - old_power, m)
-                factor = exp_scaled(old_shift - shift, rescale_bias, rescale_floor)
-            others = (others + own) * factor
+        ending = start + BLOCK >= count and whole < count
+        if shift == 0.0:  # nearly always; a twelfth of the instructions less
+            block, top = _block(
+                base, offset, start, stop, step, softcap, None, bias, floor, tail, ending
+            )
+        else:
+            block, top = _block(
+                base, offset, start, stop, step, softcap, shift, bias, floor, tail, ending
+            )
+        if any_lane(top > m):
+            highest = np.float64(largest(top))
+            if highest > known + LEAD:
+                if highest == np.inf:
+                    return highest, np.nan
+                old_shift, old_power = shift, power
+                shift, power = reference(highest)
+                factor = 0.0
+                if known > -np.inf:
+                    rescale_bias, rescale_floor = exp_scale(power - old_power, m)
+                    factor = exp_scaled(old_shift - shift, rescale_bias, rescale_floor)
+                others = others * factor
+                own = own * factor
+                known = highest
+                bias, floor = lifted_scale(power, zero)
+                continue  # sum this block again
+            m = highest
             best = start
-            bias, floor = lifted_scale(power, zero)
-        block = _block_sum(
-            base, offset, start, stop, step, softcap, shift, bias, floor, None, tail, end
-        )
-        if larger:
+            others = others + own
             own = block
         else:
             others = others + block
+        start += BLOCK
     if m == -np.inf:
         return m, np.nan
-    one = scaled_maximum(m, zero) * constant("LIFTED", zero)
+    one = exp_of(m, shift, power, zero) * constant("LIFTED", zero)
     rest = (total(others) + total(own)) / one - 1.0
     if rest < 1.0:  # the maximum has swallowed digits of the others: sum its block without it
         skipped = first_maximum(base, offset, best, count, step, softcap, m)
         stop = min(best + BLOCK, whole)
-        end = count if stop == whole else stop
-        own = _block_sum(
-            base, offset, best, stop, step, softcap, shift, bias, floor, skipped, tail, end
-        )
+        ending = best + BLOCK >= count and whole < count
+        own = _block_without(
+            base, offset, best, stop, count, step, softcap, shift, bias, floor, tail, ending,
+            skipped,
+        )  # fmt: skip
         rest = (total(others) + total(own)) / one
     return m, rest
 
@@ -229,11 +277,17 @@ def gaps(base, offset, count, step, softcap, m, soft, soft_offset, soft_step, we
     whole = count - count % width
     gap = convert(zero, 0.0)
     mass = gap
-    for j in range(0, whole, width):
-        u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
-        z = _classes(base, offset, j, step, softcap)
-        gap = gap + convert(weighted_gap(u, m, z), 0.0)
-        mass = mass + convert(u, 0.0)
+    span = SPAN * width
+    for start in range(0, whole, span):
+        part = zero
+        part_mass = zero
+        for j in range(start, min(start + span, whole), width):
+            u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
+            z = _classes(base, offset, j, step, softcap)
+            part = part + weighted_gap(u, m, z)
+            part_mass = part_mass + u
+        gap = gap + convert(part, 0.0)
+        mass = mass + convert(part_mass, 0.0)
     if whole < count:
         j = count - width
         u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
@@ -273,7 +327,9 @@ def cross_entropy(m, rest, z_y, t, gap, mass):
     tail = log1p(rest)
     everything = t + mass
     to_target = where(t == 0.0, 0.0, t * (m - z_y))
-    return to_target + gap + everything * tail, m + tail, everything
+    nll = to_target + gap + everything * tail
+    # Which of several NaN survives is the compiler's choice; results should not show it.
+    return where(nll == nll, nll, np.nan), m + tail, everything
 
 
 @device
@@ -306,47 +362,81 @@ def abs_at_least(x, bound):
 
 
 @device
-def _gradient(raw, softcap, shift, bias, floor, factor, u):
+def _gradient(
+    base, offset, j, step, softcap, shift, bias, floor, factor,
+    soft, soft_offset, soft_step, weight, keep, spread,
+):  # fmt: skip
+    """The vector of a p_j - u_j from class j on, times the slope of the cap."""
+    zero = zeros(base)
+    u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
+    raw = load(base, offset + j * distance(base, step), step, zero)
     z, slope = capped(raw, softcap)
     g = fma(exp_scaled(z - shift, bias, floor), splat(factor, z), -1.0 * u)
-    return g * slope
+    return g if softcap is None else g * slope
 
 
 @device
 def write_gradient(
-    base, offset, count, step, softcap, m, rest, a, out, out_offset, out_step,
+    base, offset, count, step, softcap, m, rest, a, out, out_offset, out_step, streaming,
     soft, soft_offset, soft_step, weight, keep, spread,
 ):  # fmt: skip
-    """Write a p_j - u_j, u being the `labels`, for every class; `out` may be the row itself."""
+    """Write a p_j - u_j, u being the `labels`, for every class.
+
+    `out` may be the row itself unless `streaming`, which writes past the caches (see `drain`) and
+    wants the numbers of `out` aligned to their size.
+    """
     zero = zeros(base)
     width = lanes(zero)
     shift = reference(m)[0]
     bias, floor, factor = gradient_scale(m, rest, a, zero)
-    each = distance(base, step)
-    out_each = distance(out, out_step)
+    each = distance(out, out_step)
     # The last vector overlaps the one before: read before anything is written, write it last.
-    j = count - width
-    u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
-    raw = load(base, offset + j * each, step, zero)
-    last = _gradient(raw, softcap, shift, bias, floor, factor, u)
-    for j in range(0, count - width, width):
-        u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
-        raw = load(base, offset + j * each, step, zero)
-        g = _gradient(raw, softcap, shift, bias, floor, factor, u)
-        store(out, out_offset + j * out_each, out_step, g)
-    store(out, out_offset + (count - width) * out_each, out_step, last)
+    last = _gradient(
+        base, offset, count - width, step, softcap, shift, bias, floor, factor,
+        soft, soft_offset, soft_step, weight, keep, spread,
+    )  # fmt: skip
+    done = 0
+    if out_step is None and streaming:
+        g = _gradient(
+            base, offset, 0, step, softcap, shift, bias, floor, factor,
+            soft, soft_offset, soft_step, weight, keep, spread,
+        )  # fmt: skip
+        store(out, out_offset, None, g)
+        done = first_line(out, out_offset)
+        for j in range(done, count - width, width):
+            g = _gradient(
+                base, offset, j, step, softcap, shift, bias, floor, factor,
+                soft, soft_offset, soft_step, weight, keep, spread,
+            )  # fmt: skip
+            store_streaming(out, out_offset + j * each, g)
+        done = count
+    for j in range(done, count - width, width):
+        g = _gradient(
+            base, offset, j, step, softcap, shift, bias, floor, factor,
+            soft, soft_offset, soft_step, weight, keep, spread,
+        )  # fmt: skip
+        store(out, out_offset + j * each, out_step, g)
+    store(out, out_offset + (count - width) * each, out_step, last)
 
 
 @device
-def write_log_softmax(base, offset, count, step, m, rest, out, out_offset, out_step):
-    """Write (z_j - m) - log1p(rest) for every class; `out` may be the row itself."""
+def write_log_softmax(base, offset, count, step, m, rest, out, out_offset, out_step, streaming):
+    """Write (z_j - m) - log1p(rest) for every class; `out` as for `write_gradient`."""
     zero = zeros(base)
     width = lanes(zero)
     each = distance(base, step)
     out_each = distance(out, out_step)
     tail = log1p(rest)
     last = (load(base, offset + (count - width) * each, step, zero) - m) - tail
-    for j in range(0, count - width, width):
+    done = 0
+    if out_step is None and streaming:
+        store(out, out_offset, None, (load(base, offset, step, zero) - m) - tail)
+        done = first_line(out, out_offset)
+        for j in range(done, count - width, width):
+            z = load(base, offset + j * each, step, zero)
+            store_streaming(out, out_offset + j * out_each, (z - m) - tail)
+        done = count
+    for j in range(done, count - width, width):
         z = load(base, offset + j * each, step, zero)
         store(out, out_offset + j * out_each, out_step, (z - m) - tail)
     store(out, out_offset + (count - width) * out_each, out_step, last)

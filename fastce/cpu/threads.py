@@ -12,14 +12,11 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
-_pool: ThreadPoolExecutor | None = None
-_pool_size = 0
-_lock = threading.Lock()
 _local = threading.local()
 
 
@@ -112,22 +109,70 @@ def num_threads(n: int) -> Iterator[None]:
         _local.threads = before
 
 
-def _helpers(count: int) -> ThreadPoolExecutor:
-    global _pool, _pool_size
-    with _lock:
-        if _pool is None or _pool_size < count:
-            old = _pool
-            _pool = ThreadPoolExecutor(count, thread_name_prefix="fastce")
-            _pool_size = count
-            if old is not None:
-                old.shutdown(wait=False)
-        return _pool
+class _Task:
+    """A kernel to run, whose first taker may run it or leave it, and how it ended."""
+
+    __slots__ = ("args", "done", "error", "kernel", "taken")
+
+    def __init__(self, kernel: Callable[..., None], args: tuple[Any, ...]) -> None:
+        self.kernel = kernel
+        self.args = args
+        self.error: BaseException | None = None
+        self.taken = threading.Lock()
+        self.done = threading.Lock()
+        self.done.acquire()
+
+    def run(self) -> None:
+        """Run it unless somebody has taken it."""
+        if self.taken.acquire(blocking=False):
+            try:
+                self.kernel(*self.args)
+            except BaseException as error:
+                self.error = error
+            self.done.release()
+
+    def settle(self) -> None:
+        """Take it back if nobody has begun it, else wait for its end."""
+        if not self.taken.acquire(blocking=False):
+            self.done.acquire()
+            if self.error is not None:
+                raise self.error
+
+
+class _Helpers:
+    """Threads that wait for tasks; a ThreadPoolExecutor takes three times as long to hand one out.
+
+    They are daemons, so that a program ends without waiting for them.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: SimpleQueue[_Task] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def offer(self, tasks: list[_Task]) -> None:
+        """Put tasks where as many helpers will find them."""
+        if self._count < len(tasks):
+            with self._lock:
+                while self._count < len(tasks):
+                    name = f"fastce-{self._count}"
+                    threading.Thread(target=self._work, name=name, daemon=True).start()
+                    self._count += 1
+        for task in tasks:
+            self._tasks.put(task)
+
+    def _work(self) -> None:
+        while True:
+            self._tasks.get().run()
+
+
+_helpers = _Helpers()
 
 
 def _forget() -> None:
     """In a forked child, whose copies of the helpers do not run."""
-    global _pool, _pool_size, _lock
-    _pool, _pool_size, _lock = None, 0, threading.Lock()
+    global _helpers
+    _helpers = _Helpers()
 
 
 if hasattr(os, "register_at_fork"):
@@ -140,19 +185,16 @@ def launch(kernel: Callable[..., None], args: tuple[Any, ...], parallel: bool) -
     Returns when every chunk is done.
     """
     counter = np.zeros(1, np.int64)
-    count = get_num_threads() - 1
-    if not parallel or count < 1:
+    if not parallel:
         kernel(*args, counter)
         return
-    started: list[Future[None]] = []
+    args = (*args, counter)
+    tasks = [_Task(kernel, args) for _ in range(get_num_threads() - 1)]
+    # The interpreter may be shutting down, or no thread to be had: this one then does it all.
+    with contextlib.suppress(RuntimeError):
+        _helpers.offer(tasks)
     try:
-        pool = _helpers(count)
-        started.extend(pool.submit(kernel, *args, counter) for _ in range(count))
-    except RuntimeError:
-        pass  # the interpreter is shutting down, or no thread can be had: this one does it all
-    try:
-        kernel(*args, counter)
+        kernel(*args)
     finally:
-        for future in started:
-            if not future.cancel():
-                future.result()
+        for task in tasks:
+            task.settle()

@@ -1,0 +1,1 @@
+"""Maximum likelihood for softmax regression: passes over data, objective, solvers, information."""

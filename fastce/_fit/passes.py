@@ -1,0 +1,214 @@
+"""Passes over the data: the summed loss of a linear model, its gradient, its Hessian.
+
+Two ways to the same numbers: for few classes a kernel that reads every observation once, else
+matrix products of NumPy or SciPy, some rows at a time.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+import fastce
+
+Array = npt.NDArray[Any]
+
+# Classes up to which the kernel beats the products of OpenBLAS (measured: 20000 x 200 and 60000 x
+# 784, both dtypes), and bytes of a block of rows that its caches hold.
+FEW, CACHED = 32, 1 << 20
+# Bytes of logits that are held at a time.
+MEMORY = 32 << 20
+# Parts that the kernel's sums are made of: enough for many threads, and memory for their sums.
+PARTS, SUMS = 64, 16 << 20
+
+
+class Data(NamedTuple):
+    """Observations (dense or CSR), labels of one kind (classes or probabilities), weights."""
+
+    x: Any
+    hard: npt.NDArray[np.int64] | None
+    soft: Array | None
+    weight: npt.NDArray[np.float64] | None
+    classes: int
+
+    @property
+    def total_weight(self) -> float:
+        """Sum of the weights of all rows, a row of probabilities counting as one."""
+        return float(self.x.shape[0] if self.weight is None else self.weight.sum())
+
+    def labels(self, rows: slice) -> Array:
+        """Labels of some rows."""
+        labels = self.soft if self.hard is None else self.hard
+        assert labels is not None
+        return labels[rows]
+
+    def weights(self, rows: slice) -> Array | float:
+        """Weights of some rows."""
+        return 1.0 if self.weight is None else self.weight[rows]
+
+
+class Gradient(NamedTuple):
+    """Loss, and what belongs to the weights (classes, features) and to the intercepts."""
+
+    loss: float
+    weight: Array
+    bias: Array
+
+
+class Passes(Protocol):
+    """Ways to pass over the data."""
+
+    needs_blas: bool
+
+    def gradient(self, weight: Array, bias: Array) -> Gradient:
+        """Loss and gradient of a model."""
+
+    def curvature(self, weight: Array, bias: Array, to: tuple[Array, Array]) -> Gradient:
+        """Hessian at a model times a direction; the loss is 0."""
+
+
+def passes(data: Data, *, curved: bool) -> Passes:
+    """The faster way; `curved` keeps what curvatures need."""
+    if isinstance(data.x, np.ndarray) and data.classes <= FEW and data.x.flags.c_contiguous:
+        few = FewClasses(data, curved=curved)
+        if few.block_bytes <= CACHED:
+            return few
+    return Products(data)
+
+
+class Products:
+    """Products of NumPy's BLAS, or of SciPy for sparse data."""
+
+    needs_blas = True
+
+    def __init__(self, data: Data) -> None:
+        self._data = data
+        self._memory = np.empty(0, data.x.dtype)
+
+    def _chunks(self) -> Iterator[tuple[slice, Any]]:
+        x, classes = self._data.x, self._data.classes
+        rows = max(1, MEMORY // (classes * x.dtype.itemsize))
+        for start in range(0, x.shape[0], rows):
+            part = slice(start, min(start + rows, x.shape[0]))
+            yield part, x[part]
+
+    def _logits(self, x: Any, weight: Array, bias: Array) -> Array:
+        shape = x.shape[0], self._data.classes
+        if isinstance(x, np.ndarray):
+            needed = shape[0] * shape[1]
+            if self._memory.size < needed:
+                self._memory = np.empty(needed, x.dtype)
+            z = np.matmul(x, weight.T, out=self._memory[:needed].reshape(shape))
+        else:
+            z = x @ np.ascontiguousarray(weight.T)
+        z += bias
+        return z
+
+    def gradient(self, weight: Array, bias: Array) -> Gradient:
+        """Loss and gradient of a model."""
+        weight, bias = weight.astype(self._data.x.dtype), bias.astype(self._data.x.dtype)
+        result, loss = _zeros(weight), 0.0
+        for rows, x in self._chunks():
+            z = self._logits(x, weight, bias)
+            s = self._data.weights(rows)
+            losses, g = fastce.cross_entropy_and_grad(
+                z, self._data.labels(rows), ignore_index=-1, reduction="none", grad_output=s, out=z
+            )
+            loss += float(np.sum(s * losses.astype(np.float64)))
+            _collect(result, x, g)
+        return result._replace(loss=loss)
+
+    def curvature(self, weight: Array, bias: Array, to: tuple[Array, Array]) -> Gradient:
+        """Hessian at a model times a direction; logits are computed anew, not kept."""
+        dtype = self._data.x.dtype
+        weight, bias, v, b = (a.astype(dtype) for a in (weight, bias, *to))
+        result = _zeros(weight)
+        for rows, x in self._chunks():
+            z = self._logits(x, weight, bias).copy()
+            u = self._logits(x, v, b)
+            g = fastce.hessian_vector_product(z, u, grad_output=self._data.weights(rows))
+            _collect(result, x, g)
+        return result
+
+
+def _zeros(weight: Array) -> Gradient:
+    return Gradient(0.0, np.zeros(weight.shape), np.zeros(len(weight)))
+
+
+def _collect(result: Gradient, x: Any, g: Array) -> None:
+    # X^T G also where X is sparse, whose transposed product SciPy has in this order alone
+    np.add(result.weight, g.T @ x if isinstance(x, np.ndarray) else (x.T @ g).T, out=result.weight)
+    np.add(result.bias, g.sum(axis=0, dtype=np.float64), out=result.bias)
+
+
+class FewClasses:
+    """The kernel of `fastce.cpu.linear`."""
+
+    needs_blas = False
+
+    def __init__(self, data: Data, *, curved: bool) -> None:
+        from fastce.cpu import linear
+
+        self._data, self._kernel = data, linear.linear_pass
+        rows, features = data.x.shape
+        dtype = data.x.dtype
+        lanes = 128 // dtype.itemsize
+        self._padded = _up(data.classes, linear.TILE), max(_up(features, 2 * lanes), 2 * lanes)
+        self.block_bytes = linear.ROWS * self._padded[1] * dtype.itemsize
+        sums = self._padded[0] * self._padded[1] * dtype.itemsize
+        parts = max(1, min(PARTS, SUMS // sums))
+        self._rows = _up(max(1, -(-rows // parts)), linear.ROWS)
+        self._parts = max(1, -(-rows // self._rows))
+        self._targets = None if data.hard is None else data.hard.astype(np.float64)
+        self._p = None
+        if curved:
+            self._p = np.empty(_up(rows, linear.ROWS) * self._padded[0], dtype)
+        self._at: tuple[Array, Array] | None = None
+
+    def gradient(self, weight: Array, bias: Array) -> Gradient:
+        """Loss and gradient of a model."""
+        if self._p is not None:
+            self._at = weight.copy(), bias.copy()
+        return self._pass(weight, bias, None)
+
+    def curvature(self, weight: Array, bias: Array, to: tuple[Array, Array]) -> Gradient:
+        """Hessian at a model times a direction, from the probabilities of the pass before."""
+        same = self._at is not None and all(map(np.array_equal, self._at, (weight, bias)))
+        if not same:
+            self.gradient(weight, bias)
+        return self._pass(*to, True)
+
+    def _pass(self, weight: Array, bias: Array, hessian: bool | None) -> Gradient:
+        from fastce.cpu.threads import launch
+
+        data = self._data
+        classes, features = weight.shape
+        padded = aligned(self._padded, data.x.dtype)
+        padded[:classes, :features] = weight
+        intercepts = np.zeros(self._padded[0], data.x.dtype)
+        intercepts[:classes] = bias
+        losses, biases = np.zeros(self._parts), np.zeros((self._parts, self._padded[0]))
+        sums = aligned((self._parts, *self._padded), data.x.dtype)
+        args = (
+            np.asarray(data.x), padded, intercepts, classes, self._targets, data.soft, data.weight,
+            self._p, hessian, losses, biases, sums, self._rows,
+        )  # fmt: skip
+        launch(self._kernel, args, parallel=data.x.size * classes > 1 << 17)
+        return Gradient(
+            float(losses.sum()),
+            sums.sum(axis=0, dtype=np.float64)[:classes, :features],
+            biases.sum(axis=0)[:classes],
+        )
+
+
+def _up(number: int, to: int) -> int:
+    return -(-number // to) * to
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Zeros that start where a cache line does: vectors are read a third faster."""
+    size = int(np.prod(shape))
+    memory = np.zeros(size + 64 // dtype.itemsize, dtype)
+    skip = -memory.ctypes.data % 64 // dtype.itemsize
+    return memory[skip : skip + size].reshape(shape)

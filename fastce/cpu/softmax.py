@@ -1,0 +1,148 @@
+"""softmax, log_softmax and logsumexp of many rows; kernels claim chunks as those of `loops` do."""
+
+import numpy as np
+
+from fastce.cpu import columns, rows
+from fastce.cpu.elementary import log1p
+from fastce.cpu.jit import device, kernel
+from fastce.cpu.memory import address, address_as, claim, drain, hold, load_number, store, zeros
+from fastce.cpu.tiles import allocate, count_tiles, gather, scatter, start_of, tile_rows
+from fastce.cpu.vector import convert, lanes
+
+
+@device
+def first_nan(base, offset, classes, advance):
+    """The first class whose logit is NaN, or -1."""
+    for j in range(classes):
+        if np.isnan(load_number(base, offset + j * advance)):
+            return j
+    return -1
+
+
+@device
+def logsumexp(x, offset, classes, advance, m, rest):
+    """logsumexp of a row from its statistics; -inf, +inf and NaN as SciPy has them."""
+    if rest == rest:
+        return m + log1p(rest)
+    # Rare: an infinite maximum, which stands unless there is NaN.
+    return m if first_nan(x, offset, classes, advance) < 0 else np.nan
+
+
+@kernel
+def softmax_rows(
+    logits_base, out_base, streaming, logarithm, outer, inner, classes, chunk, parts,
+    outer_stride, inner_stride, step, out_outer_stride, out_inner_stride, out_step, counter,
+):  # fmt: skip
+    """softmax, or its logarithm where `logarithm` is not None."""
+    logits = address(logits_base)
+    out = address(out_base)
+    while True:
+        part = claim(counter)
+        if part >= parts:
+            drain()
+            return
+        for i in range(part * chunk, min((part + 1) * chunk, outer * inner)):
+            offset = start_of(i, inner, outer_stride, inner_stride)
+            out_offset = start_of(i, inner, out_outer_stride, out_inner_stride)
+            m, rest = rows.statistics(logits, offset, classes, step, None)
+            if logarithm is None:
+                rows.write_gradient(
+                    logits, offset, classes, step, None, m, rest, 1.0,
+                    out, out_offset, out_step, streaming, None, 0, None, None, 0.0, 0.0,
+                )  # fmt: skip
+            else:
+                rows.write_log_softmax(
+                    logits, offset, classes, step, m, rest, out, out_offset, out_step, streaming
+                )
+
+
+@kernel
+def softmax_columns(
+    logits_base, out_base, streaming, logarithm, outer, inner, classes, chunk, parts,
+    outer_stride, inner_stride, class_stride,
+    out_outer_stride, out_inner_stride, out_class_stride, counter,
+):  # fmt: skip
+    """`softmax_rows` with the lanes across rows."""
+    logits = address(logits_base)
+    out = address(out_base)
+    zero = zeros(logits)
+    wide = convert(zero, 0.0)
+    width = lanes(zero)
+    tiles = count_tiles(outer, inner, width)
+    memory, place = allocate(classes, width)
+    tile = address_as(memory, logits_base)
+    while True:
+        part = claim(counter)
+        if part >= parts:
+            drain()
+            hold(memory)
+            return
+        for number in range(part * chunk, min((part + 1) * chunk, tiles)):
+            i, skip, stop = tile_rows(number, outer, inner, width)
+            gather(
+                logits, outer_stride, inner_stride, class_stride, i, outer, inner, classes,
+                tile, place, zero,
+            )  # fmt: skip
+            m, rest, _ = columns.statistics(tile, place, classes, None)
+            if logarithm is None:
+                columns.to_gradient(
+                    tile, place, classes, None, m, rest, wide + 1.0, wide == 0.0,
+                    None, 0, None, zero, zero,
+                )  # fmt: skip
+            else:
+                columns.to_log_softmax(tile, place, classes, m, rest)
+            scatter(
+                tile, place, out, out_outer_stride, out_inner_stride, out_class_stride,
+                i, skip, stop, outer, inner, classes, streaming, zero,
+            )  # fmt: skip
+
+
+@kernel
+def logsumexp_rows(
+    x_base, result, outer, inner, classes, chunk, parts, outer_stride, inner_stride, step, counter
+):
+    """log of the sum of exp of each row."""
+    x = address(x_base)
+    while True:
+        part = claim(counter)
+        if part >= parts:
+            return
+        for i in range(part * chunk, min((part + 1) * chunk, outer * inner)):
+            offset = start_of(i, inner, outer_stride, inner_stride)
+            m, rest = rows.statistics(x, offset, classes, step, None)
+            result[i] = logsumexp(x, offset, classes, rows.distance(x, step), m, rest)
+
+
+@kernel
+def logsumexp_columns(
+    x_base, result, outer, inner, classes, chunk, parts,
+    outer_stride, inner_stride, class_stride, counter,
+):  # fmt: skip
+    """`logsumexp_rows` with the lanes across rows."""
+    x = address(x_base)
+    zero = zeros(x)
+    wide = convert(zero, 0.0)
+    width = lanes(zero)
+    tiles = count_tiles(outer, inner, width)
+    scratch = np.zeros((2, width))
+    memory, place = allocate(classes, width)
+    tile = address_as(memory, x_base)
+    while True:
+        part = claim(counter)
+        if part >= parts:
+            hold(memory)
+            return
+        for number in range(part * chunk, min((part + 1) * chunk, tiles)):
+            i, skip, stop = tile_rows(number, outer, inner, width)
+            gather(
+                x, outer_stride, inner_stride, class_stride, i, outer, inner, classes,
+                tile, place, zero,
+            )  # fmt: skip
+            m, rest, _ = columns.statistics(tile, place, classes, None)
+            store(scratch, 0, None, m + wide)
+            store(scratch, width * 8, None, rest)
+            for lane in range(skip, stop):
+                result[i + lane] = logsumexp(
+                    tile, columns.number(tile, place, 0, lane, zero), classes,
+                    columns.number(tile, 0, 1, 0, zero), scratch[0, lane], scratch[1, lane],
+                )  # fmt: skip
