@@ -38,6 +38,8 @@ class Format(NamedTuple):
     first: Any
     second: Any
     pack: Any
+    word_max: Any
+    word_min: Any
     load: Any
     store: Any
     shared_load: Any
@@ -90,7 +92,7 @@ def _wide(name: str, kind: str, compute: Any, fixed: dict[str, Any]) -> Format:
         name, size, compute, compute, 16 // size, 1, compute(-np.inf),
         machine.load_vector[kind], machine.store_vector[kind],
         machine.shared_load_vector[kind], machine.shared_store_vector[kind],
-        _same, _same, _only, machine.load[kind], machine.store[kind],
+        _same, _same, _only, machine.maximum, machine.minimum, machine.load[kind], machine.store[kind],
         machine.shared_load[kind], machine.shared_store[kind], **fixed,
     )  # fmt: skip
 
@@ -120,7 +122,7 @@ def _half(name: str, minus_inf: int) -> Format:
         name, 2, np.float32, np.uint32, 4, 2, np.uint32(minus_inf << 16 | minus_inf),
         machine.load_vector["u32"], machine.store_vector["u32"],
         machine.shared_load_vector["u32"], machine.shared_store_vector["u32"],
-        low, high, pack, load_one, store_one, shared_load_one, shared_store_one, **_SINGLE,
+        low, high, pack, machine.max_halves[name], machine.min_halves[name], load_one, store_one, shared_load_one, shared_store_one, **_SINGLE,
     )  # fmt: skip
 
 

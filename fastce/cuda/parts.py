@@ -4,7 +4,9 @@ A run is a row or a piece of one.  It consists of whole 16-byte vectors, the bod
 classes before and after them, the edges, so that every run has its full width however it is
 aligned.  Each of the threads of a run holds `vectors` vectors in registers and at most one class of
 the edges; what does not fit in the registers goes to shared memory, where a thread reads nothing
-but what it has put there itself.
+but what it has put there itself, or is read again from memory.
+
+Positions within a run are 32-bit: half the registers.
 """
 
 from types import SimpleNamespace
@@ -13,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastce.cuda import machine
-from fastce.cuda.finish import IGNORED, label
+from fastce.cuda.finish import IGNORED, Sums, labelling
 from fastce.cuda.formats import FORMATS
-from fastce.cuda.machine import WARP, barrier, convert, copy_async, exchange, wait_for_copies
+from fastce.cuda.machine import WARP, barrier, convert, copy_async, exchange, exclusive_or, wait_for_copies
+from fastce.cuda.plan import COEFFICIENTS, EXCHANGED, SCRATCH, ZERO, Variant
 from fastce.cuda.rows import (
     accumulate,
     cap_slope,
@@ -26,38 +29,48 @@ from fastce.cuda.rows import (
     scaled,
     term,
     top_two,
-    weighted_gap,
 )
 
-# Shared memory before the classes: what the warps of a block tell each other, three times over,
-# and the coefficients of the row.
-EXCHANGED = 512
-COEFFICIENTS = 3 * EXCHANGED
-SCRATCH = COEFFICIENTS + 64
+__all__ = ["COEFFICIENTS", "Place", "elements", "runs"]
 
 _MINUS_INF, _ZERO = np.float32(-np.inf), np.float32(0.0)
+# Numbers of threads and of classes in a vector are powers of two: shifts and masks, as the compiler
+# does not know that a dividend is never negative.
+WARP_BITS = WARP.bit_length() - 1
 _shared_f64, _put_f64 = machine.shared_load["f64"], machine.shared_store["f64"]
+_shared_u32 = machine.shared_load["u32"]
 _shared_i64, _put_i64 = machine.shared_load["i64"], machine.shared_store["i64"]
 
 
-class Variant(NamedTuple):
-    """What a kernel is compiled for."""
+class Place(NamedTuple):
+    """Where a thread stands: its number within the run, the row, and the run in memory."""
 
-    dtype: str
-    task: str  # loss, gradient, stats, softmax, log_softmax, logsumexp
-    regime: str  # row: a warp or block for each; strided: a thread for each
-    threads: int = 32  # per run
-    block: int = 32
-    vectors: int = 1  # per thread, in registers
-    beyond: str = ""  # where the rest of a run is kept: "shared" memory, or "memory", read again
-    spread: bool = False  # whether labels lie on other classes than the target
-    capped: bool = False
+    lane: int
+    row: int
+    offset: int  # bytes from the first row's run to this one, of the logits
+    address: int
+    count: int  # classes of the run
+    head: int  # classes before the body
+    body: int  # vectors
+    edge: int  # class of the edges that this thread holds, or -1
+
+
+class Coefficients(NamedTuple):
+    """What a row's gradient is computed with, in the precision of its elements."""
+
+    m: float
+    factor: float
+    power: float
+    of_labels: float
+    at_target: float
+    cap: float
 
 
 def sharing(threads: int) -> SimpleNamespace:
     """Reductions over the `threads` of a run: of the two largest, of exact sums, of float64.
 
-    Several warps meet in shared memory; their number is a power of two, at most `WARP`.
+    Several warps meet in shared memory; their number is a power of two, at most `WARP`.  All
+    threads learn the two largest; of sums over several warps only the first thread does.
     """
     several, warps = threads > WARP, max(1, threads // WARP)
     steps = tuple(2**k for k in range(10) if 2**k < min(WARP, threads))
@@ -68,12 +81,12 @@ def sharing(threads: int) -> SimpleNamespace:
         for step in steps:
             m, second = merge_top_two(m, second, exchange(m, step), exchange(second, step))
         if several:
-            if lane % WARP == 0:
-                _put_f64(16 * (lane // WARP), np.float64(m))
-                _put_f64(16 * (lane // WARP) + 8, np.float64(second))
+            if lane & (WARP - 1) == 0:
+                _put_f64(16 * (lane >> WARP_BITS), np.float64(m))
+                _put_f64(16 * (lane >> WARP_BITS) + 8, np.float64(second))
             barrier()
-            m = convert(_shared_f64(16 * (lane % warps)), m)
-            second = convert(_shared_f64(16 * (lane % warps) + 8), m)
+            m = convert(_shared_f64(16 * (lane & (warps - 1))), m)
+            second = convert(_shared_f64(16 * (lane & (warps - 1)) + 8), m)
             for step in warp_steps:
                 m, second = merge_top_two(m, second, exchange(m, step), exchange(second, step))
         return m, second
@@ -84,15 +97,14 @@ def sharing(threads: int) -> SimpleNamespace:
             high = high + exchange(high, step)
             low = low + exchange(low, step)
         if several:
-            if lane % WARP == 0:
-                _put_i64(EXCHANGED + 16 * (lane // WARP), high)
-                _put_i64(EXCHANGED + 16 * (lane // WARP) + 8, low)
+            if lane & (WARP - 1) == 0:
+                _put_i64(EXCHANGED + 16 * (lane >> WARP_BITS), high)
+                _put_i64(EXCHANGED + 16 * (lane >> WARP_BITS) + 8, low)
             barrier()
-            high = _shared_i64(EXCHANGED + 16 * (lane % warps))
-            low = _shared_i64(EXCHANGED + 16 * (lane % warps) + 8)
-            for step in warp_steps:
-                high = high + exchange(high, step)
-                low = low + exchange(low, step)
+            if lane == 0:
+                for warp in range(1, warps):
+                    high = high + _shared_i64(EXCHANGED + 16 * warp)
+                    low = low + _shared_i64(EXCHANGED + 16 * warp + 8)
         return high, low
 
     @machine.device
@@ -102,15 +114,14 @@ def sharing(threads: int) -> SimpleNamespace:
             y = y + exchange(y, step)
         if several:
             barrier()
-            if lane % WARP == 0:
-                _put_f64(2 * EXCHANGED + 16 * (lane // WARP), x)
-                _put_f64(2 * EXCHANGED + 16 * (lane // WARP) + 8, y)
+            if lane & (WARP - 1) == 0:
+                _put_f64(2 * EXCHANGED + 16 * (lane >> WARP_BITS), x)
+                _put_f64(2 * EXCHANGED + 16 * (lane >> WARP_BITS) + 8, y)
             barrier()
-            x = _shared_f64(2 * EXCHANGED + 16 * (lane % warps))
-            y = _shared_f64(2 * EXCHANGED + 16 * (lane % warps) + 8)
-            for step in warp_steps:
-                x = x + exchange(x, step)
-                y = y + exchange(y, step)
+            if lane == 0:
+                for warp in range(1, warps):
+                    x = x + _shared_f64(2 * EXCHANGED + 16 * warp)
+                    y = y + _shared_f64(2 * EXCHANGED + 16 * warp + 8)
         return x, y
 
     @machine.device
@@ -119,12 +130,12 @@ def sharing(threads: int) -> SimpleNamespace:
             found = min(found, exchange(found, step))
         if several:
             barrier()
-            if lane % WARP == 0:
-                _put_i64(8 * (lane // WARP), found)
+            if lane & (WARP - 1) == 0:
+                _put_i64(8 * (lane >> WARP_BITS), found)
             barrier()
-            found = _shared_i64(8 * (lane % warps))
-            for step in warp_steps:
-                found = min(found, exchange(found, step))
+            if lane == 0:
+                for warp in range(1, warps):
+                    found = min(found, _shared_i64(8 * warp))
         return found
 
     return SimpleNamespace(top=top, exact=exact, total=total, least=least)
@@ -134,17 +145,25 @@ def elements(variant: Variant) -> SimpleNamespace:
     """What is done with one logit, and with one word of one or two of them."""
     form = FORMATS[variant.dtype]
     two, is_capped = form.per_word == 2, variant.capped
-    first, second_of, pack, real = form.first, form.second, form.pack, form.compute
+    first, second_of, pack = form.first, form.second, form.pack
+    word_max, word_min = form.word_max, form.word_min
+    label = labelling(variant).label
     coarse, minus_coarse = form.coarse, form.minus_coarse
     fine, minus_fine = form.fine, form.minus_fine
     high_unit, low_unit, one = form.high_unit, form.low_unit, form.one
     with_label, is_log = variant.spread, variant.task == "log_softmax"
 
     @machine.device
-    def see(m, second, word):
-        m, second = top_two(m, second, first(word))
+    def see(most, runner_up, word):
+        """The two largest of each place in a word so far, and one word more."""
+        return word_max(most, word), word_max(runner_up, word_min(most, word))
+
+    @machine.device
+    def seen(most, runner_up, z):
+        """The two largest of what `see` has gone through, and of z."""
+        m, second = top_two(first(most), first(runner_up), z)
         if two:
-            m, second = top_two(m, second, second_of(word))
+            m, second = merge_top_two(m, second, second_of(most), second_of(runner_up))
         return m, second
 
     @machine.device
@@ -166,44 +185,30 @@ def elements(variant: Variant) -> SimpleNamespace:
         return rest_of_sum(m, ref, others)
 
     @machine.device
-    def result(
-        x, j, m, factor, power, of_labels, cap, soft, soft_class, soft_code, weight, weight_code,
-        keep, spread,
-    ):  # fmt: skip
+    def result(x, j, row, labels):
         """What is written for the logit x of class j."""
         z = x
         if is_capped:
-            z = capped(x, cap)
+            z = capped(x, row.cap)
         if is_log:
-            return (z - m) - factor
-        g = scaled(z, m, factor, power)
+            return (z - row.m) - row.factor
+        g = scaled(z, row.m, row.factor, row.power)
         if with_label:
-            u = label(soft, soft_class, soft_code, weight, weight_code, j, keep, spread, x)
-            g = g - of_labels * u
+            g = g - row.of_labels * label(labels, j)
         if is_capped:
-            g = g * cap_slope(x, cap)
+            g = g * cap_slope(x, row.cap)
         return g
 
     @machine.device
-    def result_word(
-        word, j, m, factor, power, of_labels, cap, soft, soft_class, soft_code, weight, weight_code,
-        keep, spread,
-    ):  # fmt: skip
-        low = result(
-            first(word), j, m, factor, power, of_labels, cap,
-            soft, soft_class, soft_code, weight, weight_code, keep, spread,
-        )  # fmt: skip
+    def result_word(word, j, row, labels):
+        low = result(first(word), j, row, labels)
         if two:
-            high = result(
-                second_of(word), j + 1, m, factor, power, of_labels, cap,
-                soft, soft_class, soft_code, weight, weight_code, keep, spread,
-            )  # fmt: skip
-            return pack(low, high)
+            return pack(low, result(second_of(word), j + 1, row, labels))
         return low
 
     return SimpleNamespace(
-        see=see, add_one=add_one, add_word=add_word, rest=rest, result=result,
-        result_word=result_word, real=real,
+        see=see, seen=seen, add_one=add_one, add_word=add_word, rest=rest, result=result,
+        result_word=result_word,
     )  # fmt: skip
 
 
@@ -212,12 +217,16 @@ def runs(variant: Variant) -> SimpleNamespace:
     form = FORMATS[variant.dtype]
     share, element = sharing(variant.threads), elements(variant)
     top, exact, total, least = share.top, share.exact, share.total, share.least
-    see, add_one, add_word, rest_of = element.see, element.add_one, element.add_word, element.rest
+    see, seen, rest_of = element.see, element.seen, element.rest
+    add_one, add_word = element.add_one, element.add_word
+    weigh = labelling(variant).weigh
     result, result_word = element.result, element.result_word
     threads, vectors = variant.threads, variant.vectors
+    several = threads > WARP
     in_shared, again = variant.beyond == "shared", variant.beyond == "memory"
     beyond = in_shared or again
     size, width, words, per_word = form.size, 16 // form.size, form.words, form.per_word
+    size_bits, width_bits = size.bit_length() - 1, width.bit_length() - 1
     two, registers = per_word == 2, vectors * words
     real, word_type, empty = form.compute, form.word, form.empty
     # A thread of a row without bound may add up more than 512 terms.
@@ -229,53 +238,65 @@ def runs(variant: Variant) -> SimpleNamespace:
     is_capped, is_spread, is_stats = variant.capped, variant.spread, variant.task == "stats"
 
     @machine.device
-    def shape(address, count, lane):
-        """(classes before the body, vectors in it, class of the edges for this thread or -1)."""
-        head = min(count, ((-address) & 15) // size)
-        body = (count - head) // width
-        edge = np.int64(-1)
+    def place(z, row, offset, count, lane):
+        """Divide a run of `count` classes, `offset` bytes from z, into head, body and edges."""
+        address = z + offset
+        head = np.int32(min(np.int32(count), np.int32((-address) & 15) >> size_bits))
+        body = np.int32((count - head) >> width_bits)
+        tail = np.int32(head + body * width)
+        edge = np.int32(-1)
         if lane < head:
             edge = lane
-        elif lane >= width and lane - width < count - head - body * width:
-            edge = head + body * width + (lane - width)
-        return head, body, edge
+        elif lane >= width and lane - width < count - tail:
+            edge = np.int32(tail + (lane - width))
+        return Place(lane, row, offset, address, np.int32(count), head, body, edge)
 
     @machine.device
-    def fill(held, base, body, lane):
+    def edge_of(at):
+        """The class of the edges that this thread holds; -inf if none."""
+        if at.edge >= 0:
+            return load(at.address + np.int64(at.edge) * size)
+        return real(_MINUS_INF)
+
+    @machine.device
+    def fill(held, at):
         """Read the body once: registers first, then shared memory, all loads under way at once."""
+        base = at.address + np.int64(at.head) * size
         for v in range(vectors):
-            i = lane + v * threads
-            if i < body:
-                load_vector(base + 16 * i, held, v * words)
+            i = np.int32(at.lane + v * threads)
+            if i < at.body:
+                load_vector(base + np.int64(i) * 16, held, v * words)
             else:
                 for k in range(words):
                     held[v * words + k] = empty
         if in_shared:
-            for i in range(lane + vectors * threads, body, threads):
-                copy_async(SCRATCH + 16 * (i - vectors * threads), base + 16 * i)
-            wait_for_copies()
+            for i in range(at.lane + vectors * threads, at.body, threads):
+                copy_async(SCRATCH + 16 * (i - vectors * threads), base + 16 * np.int64(i))
 
     @machine.device
-    def fetch(spare, base, i):
+    def fetch(spare, at, i):
         """Read vector i of those beyond the registers once more."""
         if again:
-            load_vector(base + 16 * i, spare, 0)
+            load_vector(at.address + np.int64(at.head) * size + 16 * np.int64(i), spare, 0)
         else:
             shared_load_vector(SCRATCH + 16 * (i - vectors * threads), spare, 0)
 
     @machine.device
-    def statistics(held, spare, edge_z, base, body, lane, cap):
+    def statistics(held, spare, edge_z, at, cap):
         """(m, rest) of a run."""
-        m = edge_z
-        second = real(_MINUS_INF)
+        most = empty
+        runner_up = empty
         for k in range(registers):
-            m, second = see(m, second, held[k])
+            most, runner_up = see(most, runner_up, held[k])
+        if in_shared:
+            wait_for_copies()
         if beyond:
-            for i in range(lane + vectors * threads, body, threads):
-                fetch(spare, base, i)
+            for i in range(at.lane + vectors * threads, at.body, threads):
+                fetch(spare, at, i)
                 for k in range(words):
-                    m, second = see(m, second, spare[k])
-        m, second = top(lane, m, second)
+                    most, runner_up = see(most, runner_up, spare[k])
+        m, second = seen(most, runner_up, edge_z)
+        m, second = top(at.lane, m, second)
         if is_capped:
             m = capped(m, cap)
             second = capped(second, cap)
@@ -286,46 +307,32 @@ def runs(variant: Variant) -> SimpleNamespace:
         for k in range(registers):
             high, low = add_word(high, low, held[k], ref, cap)
         if beyond:
-            for i in range(lane + vectors * threads, body, threads):
-                fetch(spare, base, i)
+            for i in range(at.lane + vectors * threads, at.body, threads):
+                fetch(spare, at, i)
                 for k in range(words):
                     high, low = add_word(high, low, spare[k], ref, cap)
-        all_high, all_low = exact(lane, np.int64(high), np.int64(low))
+        all_high, all_low = exact(at.lane, np.int64(high), np.int64(low))
         return m, rest_of(m, ref, all_high, all_low)
 
     @machine.device
-    def sums(
-        address, count, lane, m, cap, soft, soft_class, soft_code, weight, weight_code, keep, spread
-    ):
-        """(sum u (m - z), sum u, sum e (m - z), first class at m) in float64.
-
-        No fixed point fits these sums.  They are taken in class order, whatever the alignment, and
-        for this the run is read again, from the cache.
-        """
-        gap = 0.0
-        mass = 0.0
-        surprise = 0.0
-        found = np.int64(count)
-        for j in range(lane, count, threads):
-            x = load(address + j * size)
+    def sums_of(at, m, cap, labels):
+        """`Sums` of a run, taken in class order; for this the run is read again, from the cache."""
+        sums = Sums(0.0, 0.0, 0.0, np.int64(at.count))
+        for j in range(at.lane, at.count, threads):
+            x = load(at.address + np.int64(j) * size)
             if is_capped:
                 x = capped(x, cap)
-            below = np.float64(m) - np.float64(x)
-            if is_spread:
-                u = label(soft, soft_class, soft_code, weight, weight_code, j, keep, spread, m)
-                gap = gap + weighted_gap(np.float64(u), below)
-                mass = mass + np.float64(u)
-            if is_stats:
-                e = machine.exponential(x - m, real(_ZERO))
-                surprise = surprise + weighted_gap(np.float64(e), below)
-                if x == m:
-                    found = min(found, np.int64(j))
+            sums = weigh(sums, labels, j, x, m)
+        gap = sums.gap
+        mass = sums.mass
+        surprise = sums.surprise
+        found = sums.first
         if is_spread:
-            gap, mass = total(lane, gap, mass)
+            gap, mass = total(at.lane, gap, mass)
         if is_stats:
-            surprise, unused = total(lane, surprise, 0.0)
-            found = least(lane, found)
-        return gap, mass, surprise, found
+            surprise, unused = total(at.lane, surprise, 0.0)
+            found = least(at.lane, found)
+        return Sums(gap, mass, surprise, found)
 
     @machine.device
     def write_vector(packed, to, aligned):
@@ -338,54 +345,45 @@ def runs(variant: Variant) -> SimpleNamespace:
                     store(to + k * per_word * size + size, second_of(packed[k]))
 
     @machine.device
-    def write(
-        held, spare, edge, edge_z, head, base, body, lane, to, aligned, y, state,
-        m, factor, power, at_target, of_labels, cap,
-        soft, soft_class, soft_code, weight, weight_code, keep, spread,
-    ):  # fmt: skip
+    def write_body(held, where, i, spare, at, to, aligned, y, row, labels):
+        """Turn vector i, at `where` in `held`, into results; the target's component is its own."""
+        j = np.int32(at.head + i * width)
+        for k in range(words):
+            spare[k] = result_word(held[where + k], j + k * per_word, row, labels)
+            if y == IGNORED:
+                spare[k] = word_type(0)
+        start = to + np.int64(j) * size
+        write_vector(spare, start, aligned)
+        if j <= y and y < j + width:
+            store(to + np.int64(y) * size, row.at_target)
+
+    @machine.device
+    def write(held, spare, at, to, y, row, labels):
         """Write the results of a run; the thread that holds the target corrects its component."""
-        at_vector = np.int64(-1)
-        if y >= head:
-            at_vector = (y - head) // width
-        if edge >= 0:
-            g = result(
-                edge_z, edge, m, factor, power, of_labels, cap,
-                soft, soft_class, soft_code, weight, weight_code, keep, spread,
-            )  # fmt: skip
-            if edge == y:
-                g = at_target
-            if state == IGNORED:
-                g = real(_ZERO)
-            store(to + edge * size, g)
+        edge_z = edge_of(at)  # again, rather than in a register all the while
+        aligned = ((to ^ at.address) & 15) == 0
+        if two and several:
+            # Otherwise the compiler keeps the halves, unpacked for the sums, until now, and for
+            # want of registers spills them.
+            zero = _shared_u32(ZERO)
+            for k in range(registers):
+                held[k] = exclusive_or(held[k], zero)
         for v in range(vectors):
-            i = lane + v * threads
-            if i < body:
-                j = head + i * width
-                for k in range(words):
-                    spare[k] = result_word(
-                        held[v * words + k], j + k * per_word, m, factor, power, of_labels, cap,
-                        soft, soft_class, soft_code, weight, weight_code, keep, spread,
-                    )  # fmt: skip
-                    if state == IGNORED:
-                        spare[k] = word_type(0)
-                write_vector(spare, to + j * size, aligned)
-                if i == at_vector:
-                    store(to + y * size, at_target)
+            i = np.int32(at.lane + v * threads)
+            if i < at.body:
+                write_body(held, v * words, i, spare, at, to, aligned, y, row, labels)
         if beyond:
-            for i in range(lane + vectors * threads, body, threads):
-                j = head + i * width
-                fetch(spare, base, i)
-                for k in range(words):
-                    spare[k] = result_word(
-                        spare[k], j + k * per_word, m, factor, power, of_labels, cap,
-                        soft, soft_class, soft_code, weight, weight_code, keep, spread,
-                    )  # fmt: skip
-                    if state == IGNORED:
-                        spare[k] = word_type(0)
-                write_vector(spare, to + j * size, aligned)
-                if i == at_vector:
-                    store(to + y * size, at_target)
+            for i in range(at.lane + vectors * threads, at.body, threads):
+                fetch(spare, at, i)
+                write_body(spare, 0, np.int32(i), spare, at, to, aligned, y, row, labels)
+        if at.edge >= 0:
+            g = result(edge_z, at.edge, row, labels)
+            if at.edge == y:
+                g = row.at_target
+            if y == IGNORED:
+                g = real(_ZERO)
+            store(to + np.int64(at.edge) * size, g)
 
     return SimpleNamespace(
-        shape=shape, fill=fill, statistics=statistics, sums=sums, write=write, element=element
+        place=place, edge_of=edge_of, fill=fill, statistics=statistics, sums_of=sums_of, write=write
     )

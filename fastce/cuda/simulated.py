@@ -37,15 +37,11 @@ def device(function):
 
 def thread():
     np.seterr(all="ignore")  # of this thread: a GPU has no warnings either
-    return threading.current_thread().threadIdx.x
+    return np.int32(threading.current_thread().threadIdx.x)
 
 
 def block():
-    return threading.current_thread().blockIdx.x
-
-
-def block_y():
-    return threading.current_thread().blockIdx.y
+    return np.int32(threading.current_thread().blockIdx.x)
 
 
 def barrier():
@@ -160,6 +156,10 @@ def convert(x, like):
         return type(like)(x) if isinstance(like, np.floating) else np.float64(x)
 
 
+def exclusive_or(word, other):
+    return word ^ other
+
+
 def as_bits(x):
     if isinstance(x, np.float32):
         return int(x.view(np.int32))
@@ -168,6 +168,10 @@ def as_bits(x):
 
 def from_bits(bits):
     return np.int64(bits).view(np.float64)
+
+
+def quotient(a, b):
+    return a // b
 
 
 def add(a, b):
@@ -208,3 +212,16 @@ def _pack(kind):
 low_half = {kind: _half(kind, False) for kind in ("bfloat16", "float16")}
 high_half = {kind: _half(kind, True) for kind in ("bfloat16", "float16")}
 pack_halves = {kind: _pack(kind) for kind in ("bfloat16", "float16")}
+
+
+def _halves(kind, extreme):
+    low, high, pack = low_half[kind], high_half[kind], pack_halves[kind]
+
+    def of_words(a, b):
+        return pack(extreme(low(a), low(b)), extreme(high(a), high(b)))
+
+    return of_words
+
+
+max_halves = {kind: _halves(kind, maximum) for kind in ("bfloat16", "float16")}
+min_halves = {kind: _halves(kind, minimum) for kind in ("bfloat16", "float16")}

@@ -36,28 +36,29 @@ def device(function):
     return cuda.jit(device=True, inline="always")(function)
 
 
-def _asm(builder, result, text, constraints, *operands, effects=False):
+def _asm(builder, result, text, constraints, *operands, effects=False, convergent=False):
+    """A machine instruction; what threads do together (`convergent`) must not be duplicated."""
     kind = ir.FunctionType(result, [value.type for value in operands])
-    return builder.call(ir.InlineAsm(kind, text, constraints, side_effect=effects), operands)
+    code = ir.InlineAsm(kind, text, constraints, side_effect=effects or convergent)
+    return builder.call(code, operands, attrs=("convergent",) if convergent else ())
 
 
 def _register(name):
+    """Read a special register, anew each time: kernels compute where they stand twice rather than
+    keep it in registers while they need these for other things.
+    """
+
     @intrinsic
     def read(typingctx):
         def codegen(context, builder, signature, args):
-            kind = ir.FunctionType(_i32, [])
-            special = f"llvm.nvvm.read.ptx.sreg.{name}"
-            function = builder.module.globals.get(special) or ir.Function(
-                builder.module, kind, special
-            )
-            return builder.sext(builder.call(function, []), _i64)
+            return _asm(builder, _i32, f"mov.u32 $0, %{name};", "=r", effects=True)
 
-        return types.int64(), codegen
+        return types.int32(), codegen
 
     return read
 
 
-thread, block, block_y = _register("tid.x"), _register("ctaid.x"), _register("ctaid.y")
+thread, block = _register("tid.x"), _register("ctaid.x")
 
 
 @intrinsic
@@ -65,7 +66,7 @@ def barrier(typingctx):
     """Wait for all threads of the block."""
 
     def codegen(context, builder, signature, args):
-        _asm(builder, ir.VoidType(), "bar.sync 0;", "~{memory}", effects=True)
+        _asm(builder, ir.VoidType(), "bar.sync 0;", "~{memory}", convergent=True)
         return context.get_dummy_value()
 
     return types.none(), codegen
@@ -190,7 +191,7 @@ def exchange(typingctx, value, distance):
 
     def one(builder, bits, distance):
         text = "shfl.sync.bfly.b32 $0, $1, $2, 0x1f, 0xffffffff;"
-        return _asm(builder, _i32, text, "=r,r,r", bits, distance, effects=True)
+        return _asm(builder, _i32, text, "=r,r,r", bits, distance, convergent=True)
 
     def codegen(context, builder, signature, args):
         value, distance = args[0], builder.trunc(args[1], _i32)
@@ -263,6 +264,16 @@ def convert(typingctx, x, like):
 
 
 @intrinsic
+def exclusive_or(typingctx, word, other):
+    """The word itself if the other is zero, which the compiler cannot know."""
+
+    def codegen(context, builder, signature, args):
+        return builder.xor(*args)
+
+    return word(types.uint32, types.uint32), codegen
+
+
+@intrinsic
 def as_bits(typingctx, x):
     """The bit pattern of a float as an integer."""
     integer = types.int32 if x == types.float32 else types.int64
@@ -281,6 +292,16 @@ def from_bits(typingctx, bits):
         return builder.bitcast(args[0], _f64)
 
     return types.float64(types.int64), codegen
+
+
+@intrinsic
+def quotient(typingctx, a, b):
+    """a // b of numbers below 2**32, a subroutine and Python's rules for signs and zero less."""
+
+    def codegen(context, builder, signature, args):
+        return builder.zext(builder.udiv(*(builder.trunc(a, _i32) for a in args)), _i64)
+
+    return types.int64(types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -309,16 +330,12 @@ def reciprocal(typingctx, x):
 
 
 def _half(kind, high):
-    """Widen one half of a 32-bit word to float32.
-
-    The word passes through an empty statement first.  Else the compiler unpacks a row once and
-    keeps twice as many registers alive than its words need, and spills them.
-    """
+    """Widen one half of a 32-bit word to float32."""
 
     @intrinsic
     def widen(typingctx, word):
         def codegen(context, builder, signature, args):
-            word = _asm(builder, _i32, "", "=r,0", args[0], effects=True)
+            word = args[0]
             if kind == "bfloat16":
                 bits = builder.and_(word, _i32(0xFFFF0000)) if high else builder.shl(word, _i32(16))
                 return builder.bitcast(bits, _f32)
@@ -345,6 +362,22 @@ def _pack(kind):
     return pack
 
 
+def _halves(kind, name):
+    """Larger or smaller of the halves of two words, each for itself; NaN as in `maximum`."""
+    short = {"bfloat16": "bf16", "float16": "f16"}[kind]
+
+    @intrinsic
+    def extreme(typingctx, a, b):
+        def codegen(context, builder, signature, args):
+            return _asm(builder, _i32, f"{name}.{short}x2 $0, $1, $2;", "=r,r,r", *args)
+
+        return types.uint32(types.uint32, types.uint32), codegen
+
+    return extreme
+
+
 low_half = {kind: _half(kind, False) for kind in ("bfloat16", "float16")}
 high_half = {kind: _half(kind, True) for kind in ("bfloat16", "float16")}
 pack_halves = {kind: _pack(kind) for kind in ("bfloat16", "float16")}
+max_halves = {kind: _halves(kind, "max.NaN") for kind in ("bfloat16", "float16")}
+min_halves = {kind: _halves(kind, "min") for kind in ("bfloat16", "float16")}
