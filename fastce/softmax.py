@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from fastce import _arguments as arguments
 from fastce._arguments import AnyArray
+from fastce._devices import on_device
 
 
 def logsumexp(
@@ -67,6 +68,10 @@ def logsumexp(
     >>> print(f"{fastce.logsumexp(np.array([0.0, -40.0]), axis=None):.4e}")
     4.2484e-18
     """
+    if on_device(x):
+        from fastce import cuda
+
+        return cuda.logsumexp(x, axis=axis, keepdims=keepdims)
     from fastce.cpu import calls
 
     array = arguments.float_or_integer_array("x", x)
@@ -182,6 +187,11 @@ def log_softmax(x: npt.ArrayLike, *, axis: int = -1, out: AnyArray | None = None
 
 
 def _softmax(x: npt.ArrayLike, axis: int, out: AnyArray | None, logarithm: bool) -> AnyArray:
+    if on_device(x):
+        from fastce import cuda
+
+        on_the_device = cuda.log_softmax if logarithm else cuda.softmax
+        return on_the_device(x, axis=axis, out=out)  # type: ignore[no-any-return]
     from fastce.cpu import calls
 
     array = arguments.float_or_integer_array("x", x)

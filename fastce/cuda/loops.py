@@ -202,3 +202,150 @@ def row_kernel(variant: Variant) -> Any:
             write(held, spare, at, to, y, row, labels)
 
     return kernel
+
+
+def thread_kernel(variant: Variant) -> Any:
+    """One thread per row: its classes any number of bytes apart, or in a tile of short rows."""
+    form, element = FORMATS[variant.dtype], elements(variant)
+    add_one, rest_of, result = element.add_one, element.rest, element.result
+    report, weigh = row_reports(variant), labelling(variant).weigh
+    per_block, real, size = variant.block, form.compute, form.size
+    tiled = variant.regime == "tile"
+    take = form.shared_load if tiled else form.load
+    give = form.shared_store if tiled else form.store
+    copy, write_back = tile_copies(variant)
+    writes, has_target = variant.task in _WRITING, variant.task in _TARGETED
+    is_capped, is_soft = variant.capped, bool(variant.soft)
+    sums_up = variant.spread or variant.task == "stats"
+
+    @machine.device
+    def work(
+        at, to, class_step, out_step, start, row, y, classes, labels, upstream, keep, z_loss, cap,
+        losses, z_terms, lse_out, entropy_out, predicted,
+    ):  # fmt: skip
+        """Everything about the row at `at`, for results at `to`; sums of terms begin at `start`."""
+        m = real(_MINUS_INF)
+        second = real(_MINUS_INF)
+        j = start
+        for _ in range(classes):
+            m, second = top_two(m, second, take(at + j * class_step))
+            j = j + 1 if j + 1 < classes else np.int64(0)
+        if is_capped:
+            m = capped(m, cap)
+            second = capped(second, cap)
+        ref = reference(m, second)
+        high = np.int64(0)
+        low = np.int64(0)
+        j = start
+        for _ in range(classes):
+            high, low = add_one(high, low, take(at + j * class_step), ref, cap)
+            j = j + 1 if j + 1 < classes else np.int64(0)
+        rest = rest_of(m, ref, high, low)
+        sums = Sums(0.0, 0.0, 0.0, np.int64(classes))
+        if sums_up:
+            for j in range(classes):
+                x = take(at + j * class_step)
+                if is_capped:
+                    x = capped(x, cap)
+                sums = weigh(sums, labels, j, x, m)
+        raw_y = real(0)
+        if has_target and y >= 0:
+            raw_y = take(at + np.int64(y) * class_step)
+        factor, power, of_labels, at_target = report(
+            True, row, np.float64(m), rest, sums, y, raw_y, classes, labels, upstream, keep,
+            z_loss, cap, losses, z_terms, lse_out, entropy_out, predicted,
+        )  # fmt: skip
+        if writes:
+            done = Coefficients(m, real(factor), real(power), real(of_labels), real(at_target), cap)
+            j = start
+            for _ in range(classes):
+                g = result(take(at + j * class_step), j, done, labels)
+                if j == y:
+                    g = done.at_target
+                if y == IGNORED:
+                    g = real(0)
+                give(to + j * out_step, g)
+                j = j + 1 if j + 1 < classes else np.int64(0)
+
+    def kernel(
+        z, z_outer, z_inner, z_class, out, out_outer, out_inner, out_class,
+        rows, inner, classes, targets, target_code, ignore,
+        soft, soft_outer, soft_inner, soft_class, weight,
+        upstream, upstream_step, upstream_code, scales,
+        losses, z_terms, lse_out, entropy_out, predicted,
+        keep, spread, z_loss, cap64, nll_scale, z_scale,
+    ):  # fmt: skip
+        tid = np.int64(thread())
+        first = np.int64(block()) * per_block
+        row = first + tid
+        if tiled:
+            copy(z, first, rows, classes)
+            barrier()
+        if row < rows:
+            at = z + row_offset(row, inner, z_outer, z_inner)
+            to = out + row_offset(row, inner, out_outer, out_inner)
+            class_step = z_class
+            out_step = out_class
+            start = np.int64(0)
+            if tiled:
+                at = tid * classes * size
+                to = at
+                class_step = np.int64(size)
+                out_step = class_step
+                # Neighbours begin at different classes, or they would meet in the same banks.
+                start = tid - quotient(tid, classes) * classes
+            h = soft
+            if is_soft:
+                h = soft + row_offset(row, inner, soft_outer, soft_inner)
+            work(
+                at, to, class_step, out_step, start, row,
+                target_class(targets, target_code, row, classes, ignore), classes,
+                Labels(h, soft_class, weight, keep, spread),
+                Upstream(upstream, upstream_step, upstream_code, scales, nll_scale, z_scale),
+                keep, z_loss, real(cap64),
+                losses, z_terms, lse_out, entropy_out, predicted,
+            )  # fmt: skip
+        if tiled and writes:
+            barrier()
+            write_back(out, first, rows, classes)
+
+    return kernel
+
+
+def tile_copies(variant: Variant) -> Any:
+    """Device functions: a block's rows, one after the other in memory, to shared memory and back.
+
+    A full tile is a whole number of vectors, so that if the first one is aligned all are.
+    """
+    form, threads = FORMATS[variant.dtype], variant.block
+    size, words, word, width = form.size, form.words, form.word, 16 // form.size
+    load, store = form.load, form.store
+    shared_load, shared_store = form.shared_load, form.shared_store
+    shared_load_vector, store_vector = form.shared_load_vector, form.store_vector
+
+    @machine.device
+    def copy(z, first, rows, classes):
+        tid = np.int64(thread())
+        count = min(np.int64(threads), rows - first) * classes
+        base = z + first * classes * size
+        whole = count * size >> 4
+        for i in range(tid, whole, threads):
+            copy_async(16 * i, base + 16 * i)
+        for j in range(whole * width + tid, count, threads):
+            shared_store(j * size, load(base + j * size))
+        wait_for_copies()
+
+    @machine.device
+    def write_back(out, first, rows, classes):
+        tid = np.int64(thread())
+        spare = cuda.local.array(words, word)
+        count = min(np.int64(threads), rows - first) * classes
+        base = out + first * classes * size
+        whole = count * size >> 4
+        for i in range(tid, whole, threads):
+            shared_load_vector(16 * i, spare, 0)
+            store_vector(base + 16 * i, spare, 0)
+        for j in range(whole * width + tid, count, threads):
+            store(base + j * size, shared_load(j * size))
+
+    return copy, write_back

@@ -48,6 +48,10 @@ def barrier():
     _get_kernel_context().syncthreads()
 
 
+def publish():
+    pass
+
+
 def _bytes(address, size, aligned):
     assert address % aligned == 0, f"address {address:#x} is not a multiple of {aligned}"
     if memory is not None:

@@ -72,6 +72,17 @@ def barrier(typingctx):
     return types.none(), codegen
 
 
+@intrinsic
+def publish(typingctx):
+    """What this thread has written so far reaches the host before what it writes next."""
+
+    def codegen(context, builder, signature, args):
+        _asm(builder, ir.VoidType(), "membar.sys;", "~{memory}", effects=True)
+        return context.get_dummy_value()
+
+    return types.none(), codegen
+
+
 def _pointer(builder, address, kind):
     return builder.inttoptr(address, ir.PointerType(kind, _GLOBAL))
 
