@@ -127,8 +127,9 @@ def rows(
         places = dict(zip(map(id, present), zip(block.offsets, block.strides, strict=True)))
         where = [_place(a, places) for a in (z, out, soft)]
         first = block.first
+        row = classes * z.itemsize
         packed = block.inner == 1 and all(
-            place[0] % 16 == 0 and place[1] == classes * z.itemsize for place in where[:2] if place[0]
+            p[0] % 16 == 0 and (p[1] == row or block.rows == 1) for p in where[:2] if p[0]
         )
         variant, shared = plan.choose(
             z.dtype.name, task, classes, limits=device.limits, packed=packed,

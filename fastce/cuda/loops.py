@@ -126,13 +126,14 @@ def row_kernel(variant: Variant) -> Any:
 
     @machine.device
     def stand(z, z_outer, z_inner, rows, inner, classes):
-        """Where this thread stands; in the last block there may be runs without a row."""
+        """Where this thread stands; a run of the last block without a row has no classes."""
         tid = thread()
         row = np.int64(block()) * per_block + (tid >> thread_bits)
         count = classes
         if row >= rows:
             count = np.int64(0)
-        offset = row_offset(min(row, rows - 1), inner, z_outer, z_inner)
+            row = rows - 1
+        offset = row_offset(row, inner, z_outer, z_inner)
         return place(z, row, offset, count, np.int32(tid & (threads - 1)))
 
     def kernel(
@@ -162,7 +163,7 @@ def row_kernel(variant: Variant) -> Any:
         m, rest = statistics(held, spare, edge_z, at, cap)
         h = soft
         if is_soft:
-            h = soft + row_offset(min(at.row, rows - 1), inner, soft_outer, soft_inner)
+            h = soft + row_offset(at.row, inner, soft_outer, soft_inner)
         labels = Labels(h, soft_class, weight, keep, spread)
         sums = Sums(0.0, 0.0, 0.0, np.int64(0))
         if sums_up:
@@ -198,7 +199,7 @@ def row_kernel(variant: Variant) -> Any:
                 y = np.int32(_shared_f64(TARGET))
             row = Coefficients(m, real(factor), real(power), real(of_labels), real(at_target), cap)
             at = stand(z, z_outer, z_inner, rows, inner, classes)
-            to = out + row_offset(min(at.row, rows - 1), inner, out_outer, out_inner)
+            to = out + row_offset(at.row, inner, out_outer, out_inner)
             write(held, spare, at, to, y, row, labels)
 
     return kernel

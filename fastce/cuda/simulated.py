@@ -179,7 +179,8 @@ def quotient(a, b):
 
 
 def add(a, b):
-    return int(a) + int(b)
+    bits = 32 if isinstance(b, np.int32) else 64
+    return (int(a) + int(b) + (1 << bits - 1)) % (1 << bits) - (1 << bits - 1)
 
 
 def reciprocal(x):
