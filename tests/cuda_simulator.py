@@ -18,9 +18,9 @@ plan.ROWS = (
     plan.Runs(32, 32, 1, "shared", 1),
     plan.Runs(32, 32, 1, "memory", 1),
 )
-plan.TILE = plan.Runs(1, 16, 1, "", 1)  # a whole number of vectors
+plan.TILE = plan.Runs(1, 16, 1, "", 1, "tile")  # a whole number of vectors
 plan.TILE_BYTES = 64
-plan.STRIDED = plan.Runs(1, 8, 1, "", 1)
+plan.STRIDED = plan.Runs(1, 8, 1, "", 1, "strided")
 plan.SUM_THREADS, plan.SHARE = 8, 12
 
 from fastce.cuda import arrays, calls, layout, simulated, simulated_driver  # noqa: E402
@@ -51,9 +51,7 @@ def _read(value: DeviceArray) -> arrays.Array:
     host = value.host
     dtype = arrays.Bfloat16() if host.dtype.name == "bfloat16" else host.dtype
     address, read_only = host.__array_interface__["data"]
-    return arrays.Array(
-        address, host.shape, host.strides, dtype, 0, 0, _MAKER, value, read_only
-    )
+    return arrays.Array(address, host.shape, host.strides, dtype, 0, 0, _MAKER, value, read_only)
 
 
 def _empty(shape: tuple[int, ...], dtype: str, like: Any) -> DeviceArray:

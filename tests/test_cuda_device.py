@@ -144,9 +144,7 @@ def test_upstream_gradient(regime, upstream):
     factor = draw((ROWS,), seed=9) if factor is None else factor
     reduction = "none" if upstream == "per row" else "mean"
     logits = draw((ROWS, classes), scale=1.5)
-    want = oracle.cross_entropy(
-        logits, targets, grad_output=factor, reduction=reduction, **options
-    )
+    want = oracle.cross_entropy(logits, targets, grad_output=factor, reduction=reduction, **options)
     z, y, weight = to_device(logits), to_device(targets), to_device(options.pop("weight"))
     given = factor if upstream == "number" else to_device(factor)
     loss, grad = cuda.cross_entropy_and_grad(
@@ -361,13 +359,17 @@ ERRORS = {
         lambda: cuda.cross_entropy(to_device(draw((3, 4))), [0, 1, 2]),
     ),
     "integer logits": (TypeError, "logits: expected float64", lambda: _call(np.ones((3, 4), int))),
-    "bool targets": (TypeError, "targets: expected integers", lambda: _call(None, np.ones(3, bool))),
+    "bool targets": (
+        TypeError, "targets: expected integers", lambda: _call(None, np.ones(3, bool))
+    ),
     "shape of targets": (
         ValueError, r"targets: expected shape \(3,\)", lambda: _call(None, np.ones(4, int))
     ),
     "no classes": (ValueError, "at least one class", lambda: _call(draw((3, 0)))),
     "axis": (ValueError, "axis", lambda: _call(axis=2)),
-    "shape of weight": (ValueError, r"weight: expected shape \(4,\)", lambda: _call(weight=draw(3))),
+    "shape of weight": (
+        ValueError, r"weight: expected shape \(4,\)", lambda: _call(weight=draw(3))
+    ),
     "smoothing": (ValueError, "label_smoothing", lambda: _call(label_smoothing=2.0)),
     "softcap": (ValueError, "softcap", lambda: _call(softcap=-1.0)),
     "reduction": (ValueError, "reduction", lambda: _call(reduction="avg")),
@@ -399,3 +401,16 @@ def test_out_that_overlaps():
     logits, out = to_device(memory[:12].reshape(3, 4)), to_device(memory[4:].reshape(3, 4))
     with pytest.raises(ValueError, match="out: expected the memory of logits itself"):
         cuda.cross_entropy_and_grad(logits, to_device(np.zeros(3, int)), out=out)
+
+
+def test_device_functions_in_a_kernel_of_ones_own():
+    from numba import cuda as numba_cuda
+
+    from tests.cuda_user import losses_of_rows
+
+    logits, targets = draw((5, 7), scale=2.0), draw_targets((5,), 7)
+    logits[0, 6], logits[1, 0], logits[2, targets[2]] = -INF, -INF, 40.0
+    losses = np.empty(5)
+    numba_cuda.jit(losses_of_rows)[1, 8](logits, targets, losses)
+    want = oracle.cross_entropy(logits, targets, reduction="none")
+    assert_close(losses, want.loss, 1e-14)

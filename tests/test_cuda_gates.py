@@ -11,7 +11,8 @@ import pytest
 if importlib.util.find_spec("numba_cuda") is None:
     pytest.skip("numba-cuda is not installed", allow_module_level=True)
 
-from tests.cuda_gates import REGIMES, faults, gate, variant
+from fastce.cuda.plan import variant
+from tests.cuda_gates import REGIMES, faults, gate
 
 KERNELS = [
     ("float32", "gradient", "tile", {}, (9, 0)),
@@ -27,7 +28,20 @@ KERNELS = [
 
 @pytest.mark.parametrize("dtype, task, regime, options, capability", KERNELS)
 def test_kernel(dtype, task, regime, options, capability):
-    kernel = variant(dtype, task, REGIMES[regime], **options)
+    runs = REGIMES[regime]
+    kernel = variant(dtype, task, runs, **options)
     found = gate(kernel, capability)
     print(kernel, found)
-    assert faults(kernel, found) == []
+    assert faults(kernel, runs, found) == []
+
+
+def test_device_functions_in_a_kernel_of_ones_own():
+    from numba import cuda
+    from numba.cuda import types
+
+    from tests.cuda_user import losses_of_rows
+
+    signature = types.void(types.float32[:, :], types.int64[:], types.float64[:])
+    text, _ = cuda.compile_ptx(losses_of_rows, signature, cc=(9, 0))
+    assert ".visible .entry" in text
+    assert ".local" not in text

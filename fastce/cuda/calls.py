@@ -7,7 +7,7 @@ from numba.cuda import config
 
 from fastce._arguments import Options
 from fastce.cuda import plan
-from fastce.cuda.arrays import Array, device_array
+from fastce.cuda.arrays import Array, device_array, float_array
 from fastce.cuda.formats import CODES
 from fastce.cuda.kernels import Sum
 from fastce.cuda.layout import row_blocks
@@ -28,7 +28,7 @@ class Divisors(NamedTuple):
 
     scales: int = 0
     weight: float = 1.0
-    count: float = 1.0
+    rows: float = 1.0  # the z-loss
 
 
 class Results(NamedTuple):
@@ -39,6 +39,13 @@ class Results(NamedTuple):
     lse: Array | None = None
     entropy: Array | None = None
     predicted: Array | None = None
+
+
+def begin(name: str, value: Any) -> Array:
+    """The array that a call is about, after a look for errors of earlier calls on its device."""
+    array = float_array(name, value)
+    raise_noted(array.device)
+    return array
 
 
 def empty(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
@@ -70,6 +77,12 @@ def raise_noted(ordinal: int) -> None:
     )
 
 
+def synchronize(ordinal: int) -> None:
+    """Wait for a device and raise what has been noted."""
+    driver.device(ordinal).synchronize()
+    raise_noted(ordinal)
+
+
 def compute_weight(weight: Array | None, like: Array, dtype: str) -> Array | None:
     """Class weights side by side in the dtype that is computed with."""
     if weight is None or (weight.dtype.name == dtype and weight.contiguous):
@@ -92,8 +105,9 @@ def weigh_targets(
     targets: Array | None, count: int, classes: int, options: Options, weight: Array | None,
     memory: Array, total: Array | None,
 ) -> None:  # fmt: skip
-    """Leave the divisors of the mean in `memory`, their own weight in `total`, and a note of the
-    first bad target; without targets every row counts.
+    """Leave the divisors of the mean in `memory`, their own weight in `total`; note a bad target.
+
+    Without targets every row counts.
     """
     device, double = _device(memory), weight is not None and weight.itemsize == 8
     share, parts = plan.shares(count)
@@ -104,11 +118,7 @@ def weigh_targets(
         memory.address + 8 * _DIVISORS, memory.address, address(total), device.note_address, number,
     )  # fmt: skip
     floats = (-1.0 if options.normalizer is None else options.normalizer,)
-    for last in (False, True)[: 1 if parts == 1 else 2]:
-        device.launch(
-            Sum("targets", double, last), 1 if last else parts, _SUM_SHARED, memory.stream,
-            integers, floats,
-        )  # fmt: skip
+    _sum(device, "targets", double, parts, memory.stream, integers, floats)
 
 
 def rows(
@@ -124,7 +134,8 @@ def rows(
     present = [a for a in (z, out, soft) if a is not None]
     upstream_step = 0 if upstream is None or not upstream.shape else upstream.itemsize
     for block in row_blocks(axis, z.shape, [a.strides for a in present]):
-        places = dict(zip(map(id, present), zip(block.offsets, block.strides, strict=True)))
+        located = zip(map(id, present), zip(block.offsets, block.strides, strict=True), strict=True)
+        places = dict(located)
         where = [_place(a, places) for a in (z, out, soft)]
         first = block.first
         row = classes * z.itemsize
@@ -162,12 +173,19 @@ def reduce(losses: Array, z_terms: Array | None, divisors: Divisors, memory: Arr
         losses.address, address(z_terms), count, share, parts, memory.address + 8 * _DIVISORS,
         divisors.scales, loss.address,
     )  # fmt: skip
-    for last in (False, True)[: 1 if parts == 1 else 2]:
-        device.launch(
-            Sum("losses", losses.itemsize == 8, last), 1 if last else parts, _SUM_SHARED, losses.stream,
-            integers, (divisors.weight, divisors.count),
-        )  # fmt: skip
+    divide = (divisors.weight, divisors.rows)
+    _sum(device, "losses", losses.itemsize == 8, parts, losses.stream, integers, divide)
     return loss.owner
+
+
+def _sum(
+    device: Any, name: str, double: bool, parts: int, stream: int,
+    integers: tuple[int, ...], floats: tuple[float, ...],
+) -> None:  # fmt: skip
+    """Add up in parts, and these in a second step if there are several."""
+    device.launch(Sum(name, double, False), parts, _SUM_SHARED, stream, integers, floats)
+    if parts > 1:
+        device.launch(Sum(name, double, True), 1, _SUM_SHARED, stream, integers, floats)
 
 
 def _device(array: Array) -> Any:

@@ -108,7 +108,9 @@ def _driver() -> Any:
     except RuntimeError as error:  # there is no library to load
         raise RuntimeError(f"fastce.cuda: expected a CUDA driver, found none: {error}") from error
     if status:
-        raise RuntimeError(f"fastce.cuda: expected a CUDA device, got {status.name} from the driver")
+        raise RuntimeError(
+            f"fastce.cuda: expected a CUDA device, got {status.name} from the driver"
+        )
     return driver
 
 

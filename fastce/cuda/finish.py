@@ -5,7 +5,7 @@ which exist while compiling only.  An address of 0 stands for what is absent.
 """
 
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class Sums(NamedTuple):
     gap: float
     mass: float
     surprise: float
-    first: int
+    first: Any
 
 
 class Finished(NamedTuple):

@@ -1,4 +1,4 @@
-"""The four dtypes of logits: how a 16-byte vector of them is loaded, unpacked, packed and stored."""
+"""The four dtypes of logits: how 16-byte vectors of them are loaded, unpacked, packed, stored."""
 
 from typing import Any, NamedTuple
 
@@ -9,12 +9,10 @@ from fastce.cuda.machine import device
 
 # Codes of the dtypes that a kernel learns of at run time: those of targets, weights, soft labels.
 CODES = {
-    name: code
-    for code, name in enumerate(
-        ("float64", "float32", "float16", "bfloat16")
-        + ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-    )
-}
+    "float64": 0, "float32": 1, "float16": 2, "bfloat16": 3,
+    "int8": 4, "int16": 5, "int32": 6, "int64": 7,
+    "uint8": 8, "uint16": 9, "uint32": 10, "uint64": 11,
+}  # fmt: skip
 
 
 class Format(NamedTuple):
@@ -92,7 +90,8 @@ def _wide(name: str, kind: str, compute: Any, fixed: dict[str, Any]) -> Format:
         name, size, compute, compute, 16 // size, 1, compute(-np.inf),
         machine.load_vector[kind], machine.store_vector[kind],
         machine.shared_load_vector[kind], machine.shared_store_vector[kind],
-        _same, _same, _only, machine.maximum, machine.minimum, machine.load[kind], machine.store[kind],
+        _same, _same, _only, machine.maximum, machine.minimum,
+        machine.load[kind], machine.store[kind],
         machine.shared_load[kind], machine.shared_store[kind], **fixed,
     )  # fmt: skip
 
@@ -122,7 +121,8 @@ def _half(name: str, minus_inf: int) -> Format:
         name, 2, np.float32, np.uint32, 4, 2, np.uint32(minus_inf << 16 | minus_inf),
         machine.load_vector["u32"], machine.store_vector["u32"],
         machine.shared_load_vector["u32"], machine.shared_store_vector["u32"],
-        low, high, pack, machine.max_halves[name], machine.min_halves[name], load_one, store_one, shared_load_one, shared_store_one, **_SINGLE,
+        low, high, pack, machine.max_halves[name], machine.min_halves[name],
+        load_one, store_one, shared_load_one, shared_store_one, **_SINGLE,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import importlib.metadata
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -61,18 +61,11 @@ def source(kernel: Kernel) -> Source:
     if isinstance(kernel, Variant):
         maker = loops.row_kernel if kernel.regime == "row" else loops.thread_kernel
         return Source(maker(kernel), *loops.SIGNATURE, kernel.block, kernel.blocks)
-    threads = plan.SUM_THREADS
-    if kernel.name == "targets":
-        arguments, function = (
-            sums.TARGET_ARGUMENTS, sums.targets_kernel(kernel.double, kernel.last, threads)
-        )  # fmt: skip
-    elif kernel.name == "losses":
-        arguments, function = (
-            sums.LOSS_ARGUMENTS, sums.losses_kernel(kernel.double, kernel.last, threads)
-        )  # fmt: skip
-    else:
-        arguments, function = sums.WEIGHT_ARGUMENTS, sums.weight_kernel(kernel.double, threads)
-    return Source(function, len(arguments[0]), len(arguments[1]), threads, 1)
+    made = {
+        "targets": sums.targets_kernel, "losses": sums.losses_kernel, "weight": sums.weight_kernel
+    }[kernel.name](kernel.double, kernel.last, plan.SUM_THREADS)  # fmt: skip
+    integers, floats = sums.ARGUMENTS[kernel.name]
+    return Source(made, len(integers), len(floats), plan.SUM_THREADS, 1)
 
 
 def ptx(kernel: Kernel, capability: Capability) -> str:

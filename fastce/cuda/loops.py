@@ -1,5 +1,7 @@
-"""Kernels over many rows: a warp or block for each row whose classes lie side by side, or a thread
-for each row of any other layout or of few classes.
+"""Kernels over many rows.
+
+A warp or block for each row whose classes lie side by side, or a thread for each row of any other
+layout or of few classes.
 
 A warp or block does everything in one read and at most one write, as long as the row fits into its
 registers and shared memory; of longer rows what lies beyond is read again, from the L2 cache where
@@ -152,7 +154,7 @@ def row_kernel(variant: Variant) -> Any:
         fill(held, at)
         y = IGNORED
         raw_y = real(0)
-        if at.count > 0 and (not several or at.lane == 0):
+        if at.classes > 0 and (not several or at.lane == 0):
             y = target_class(targets, target_code, at.row, classes, ignore)
             if has_target and y >= 0:
                 raw_y = load(at.address + np.int64(y) * size)
@@ -179,7 +181,7 @@ def row_kernel(variant: Variant) -> Any:
                 y = np.int32(_shared_f64(TARGET))
                 raw_y = real(_shared_f64(TARGET + 8))
             factor, power, of_labels, at_target = report(
-                at.lane == 0 and at.count > 0, at.row, np.float64(m), rest, sums, y, raw_y,
+                at.lane == 0 and at.classes > 0, at.row, np.float64(m), rest, sums, y, raw_y,
                 classes, labels, Upstream(
                     upstream, upstream_step, upstream_code, scales, nll_scale, z_scale
                 ), keep, z_loss, cap, losses, z_terms, lse_out, entropy_out, predicted,

@@ -9,7 +9,6 @@ from fastce.cuda import calls
 from fastce.cuda.arrays import (
     Array,
     device_array,
-    float_array,
     in_row_order,
     overlap,
     same_memory,
@@ -23,8 +22,7 @@ class Call:
     def __init__(
         self, logits: Any, targets: Any, axis: int, weight: Any, options: arguments.Options
     ) -> None:
-        self.logits = z = float_array("logits", logits)
-        calls.raise_noted(z.device)
+        self.logits = z = calls.begin("logits", logits)
         labels = device_array("targets", targets, z)
         fit = arguments.signature(
             "logits", z.dtype, z.shape, axis, labels.dtype, labels.shape, options.ignore_index
@@ -75,7 +73,7 @@ class Call:
             divisors = calls.Divisors(0, float(by), float(by))
         scalar, per_row = upstream
         nll_scale = scalar / divisors.weight if divisors.weight else 0.0
-        z_scale = scalar / divisors.count if divisors.weight else 0.0
+        z_scale = scalar / divisors.rows if divisors.weight else 0.0
         calls.rows(
             task, self.axis, z, out=out, targets=self.targets, soft=self.soft, weight=weight,
             options=options, upstream=per_row, scales=divisors.scales,
@@ -111,7 +109,7 @@ def output(out: Any, logits: Array, name: str = "logits", **read: Array | None) 
 
 
 def synchronize(device: int = 0) -> None:
-    """Wait for a device; raise IndexError if one of the targets so far was neither class nor ignored.
+    """Wait for a device; raise IndexError if a target so far was neither a class nor ignored.
 
     Parameters
     ----------
@@ -124,8 +122,7 @@ def synchronize(device: int = 0) -> None:
         If a call since the last error had a target outside [0, C) that is not `ignore_index`; names
         the first of the first such call.
     """
-    calls.driver.device(device).synchronize()
-    calls.raise_noted(device)
+    calls.synchronize(device)
 
 
 def cross_entropy(
@@ -176,7 +173,9 @@ def cross_entropy_and_grad(
 
     Parameters
     ----------
-    logits, targets, axis, weight, ignore_index, label_smoothing, z_loss, softcap, reduction, normalizer
+    logits, targets, axis, weight, ignore_index, label_smoothing, z_loss, softcap
+        As in `cross_entropy`.
+    reduction, normalizer
         As in `cross_entropy`.
     grad_output : float or array, optional
         A number; or an array on the device without axes, which is not waited for; or for "none" one
@@ -235,4 +234,5 @@ def cross_entropy_stats(
     made = {name: calls.empty(call.logits, call.rows, dtype) for name, dtype in names.items()}
     total = calls.empty(call.logits, (), "float64")
     call.run("stats", calls.Results(**made), total=total)
-    return CrossEntropyStats(*(array.owner for array in made.values()), total.owner)
+    loss, lse, entropy, predicted = (array.owner for array in made.values())
+    return CrossEntropyStats(loss, lse, entropy, predicted, total.owner)

@@ -1,4 +1,4 @@
-"""What kernels over side-by-side classes are put together from: load, sum up, write a run of classes.
+"""What kernels over side-by-side classes are made of: load, sum up, write a run of classes.
 
 A run is a row or a piece of one.  It consists of whole 16-byte vectors, the body, and of a few
 classes before and after them, the edges, so that every run has its full width however it is
@@ -17,7 +17,15 @@ import numpy as np
 from fastce.cuda import machine
 from fastce.cuda.finish import IGNORED, Sums, labelling
 from fastce.cuda.formats import FORMATS
-from fastce.cuda.machine import WARP, barrier, convert, copy_async, exchange, exclusive_or, wait_for_copies
+from fastce.cuda.machine import (
+    WARP,
+    barrier,
+    convert,
+    copy_async,
+    exchange,
+    exclusive_or,
+    wait_for_copies,
+)
 from fastce.cuda.plan import COEFFICIENTS, EXCHANGED, SCRATCH, ZERO, Variant
 from fastce.cuda.rows import (
     accumulate,
@@ -45,14 +53,13 @@ _shared_i64, _put_i64 = machine.shared_load["i64"], machine.shared_store["i64"]
 class Place(NamedTuple):
     """Where a thread stands: its number within the run, the row, and the run in memory."""
 
-    lane: int
-    row: int
-    offset: int  # bytes from the first row's run to this one, of the logits
-    address: int
-    count: int  # classes of the run
-    head: int  # classes before the body
-    body: int  # vectors
-    edge: int  # class of the edges that this thread holds, or -1
+    lane: Any
+    row: Any
+    address: Any
+    classes: Any
+    head: Any  # classes before the body
+    body: Any  # vectors
+    edge: Any  # class of the edges that this thread holds, or -1
 
 
 class Coefficients(NamedTuple):
@@ -249,7 +256,7 @@ def runs(variant: Variant) -> SimpleNamespace:
             edge = lane
         elif lane >= width and lane - width < count - tail:
             edge = np.int32(tail + (lane - width))
-        return Place(lane, row, offset, address, np.int32(count), head, body, edge)
+        return Place(lane, row, address, np.int32(count), head, body, edge)
 
     @machine.device
     def edge_of(at):
@@ -317,8 +324,8 @@ def runs(variant: Variant) -> SimpleNamespace:
     @machine.device
     def sums_of(at, m, cap, labels):
         """`Sums` of a run, taken in class order; for this the run is read again, from the cache."""
-        sums = Sums(0.0, 0.0, 0.0, np.int64(at.count))
-        for j in range(at.lane, at.count, threads):
+        sums = Sums(0.0, 0.0, 0.0, np.int64(at.classes))
+        for j in range(at.lane, at.classes, threads):
             x = load(at.address + np.int64(j) * size)
             if is_capped:
                 x = capped(x, cap)
@@ -330,7 +337,7 @@ def runs(variant: Variant) -> SimpleNamespace:
         if is_spread:
             gap, mass = total(at.lane, gap, mass)
         if is_stats:
-            surprise, unused = total(at.lane, surprise, 0.0)
+            surprise, _ = total(at.lane, surprise, 0.0)
             found = least(at.lane, found)
         return Sums(gap, mass, surprise, found)
 

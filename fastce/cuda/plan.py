@@ -1,6 +1,6 @@
 """Which kernel for which rows: the launch parameters, all of them, in one table."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Shared memory before the classes: what the warps of a block tell each other, three times over,
 # the coefficients of the row, its target class and the logit of it, and a zero.
@@ -38,6 +38,7 @@ class Runs(NamedTuple):
     vectors: int
     beyond: str
     blocks: int
+    regime: str = "row"
 
     @property
     def registers(self) -> int:
@@ -65,9 +66,10 @@ ROWS = (
 
 # A thread for each row: of short rows side by side, copied to shared memory by their block; or of
 # rows whose classes are not side by side.
-TILE = Runs(1, 128, 1, "", 4)
+TILE = Runs(1, 128, 1, "", 4, "tile")
 TILE_BYTES = 256  # of a row: 32 KiB for a block
-STRIDED = Runs(1, 128, 1, "", 4)
+STRIDED = Runs(1, 128, 1, "", 4, "strided")
+TABLE = (TILE, STRIDED, *ROWS)
 
 
 class Limits(NamedTuple):
@@ -89,23 +91,24 @@ def choose(
     size = ITEM_SIZE[dtype]
     options = {"spread": spread, "soft": soft, "capped": capped}
     if not side_by_side:
-        return _variant(dtype, task, "strided", STRIDED, options), 0
+        return variant(dtype, task, STRIDED, **options), 0
     if packed and classes * size <= TILE_BYTES:
-        return _variant(dtype, task, "tile", TILE, options), TILE.block * classes * size
+        return variant(dtype, task, TILE, **options), TILE.block * classes * size
     vectors = classes * size // 16
     for runs in ROWS:
         missing = 16 * max(0, vectors - runs.threads * runs.vectors)
         room = min(limits.block, limits.multiprocessor // runs.blocks - RESERVED) - SCRATCH
         if runs.beyond == "memory" or missing <= (room if runs.beyond == "shared" else 0):
             shared = SCRATCH + (missing if runs.beyond == "shared" else 0)
-            return _variant(dtype, task, "row", runs, options), shared
+            return variant(dtype, task, runs, **options), shared
     raise AssertionError("the last line of the table holds any row")
 
 
-def _variant(dtype: str, task: str, regime: str, runs: Runs, options: dict[str, object]) -> Variant:
+def variant(dtype: str, task: str, runs: Runs, **options: Any) -> Variant:
+    """The kernel of a line of the table."""
     return Variant(
-        dtype, task, regime, runs.threads, runs.block, runs.vectors, runs.beyond,
-        blocks=runs.blocks, **options,  # type: ignore[arg-type]
+        dtype, task, runs.regime, runs.threads, runs.block, runs.vectors, runs.beyond,
+        blocks=runs.blocks, **options,
     )  # fmt: skip
 
 

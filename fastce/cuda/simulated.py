@@ -7,6 +7,7 @@ a kernel is allowed to touch.
 import ctypes
 import math
 import threading
+from typing import Any
 
 import numpy as np
 from numba.cuda.simulator.kernel import _get_kernel_context
@@ -26,8 +27,12 @@ _KINDS = {
     "i64": np.int64,
     "u8": np.uint8,
 }
-_warps = {}
+_warps: dict[tuple[int, int], Any] = {}
 _warps_lock = threading.Lock()
+
+
+def _me() -> Any:
+    return threading.current_thread()
 
 
 def device(function):
@@ -37,11 +42,11 @@ def device(function):
 
 def thread():
     np.seterr(all="ignore")  # of this thread: a GPU has no warnings either
-    return np.int32(threading.current_thread().threadIdx.x)
+    return np.int32(_me().threadIdx.x)
 
 
 def block():
-    return np.int32(threading.current_thread().blockIdx.x)
+    return np.int32(_me().blockIdx.x)
 
 
 def barrier():
@@ -121,7 +126,7 @@ class _Warp:
 
 def exchange(value, distance):
     """Shuffle: all lanes of a warp must take part."""
-    me = threading.current_thread()
+    me = _me()
     with _warps_lock:
         warp = _warps.setdefault((id(me._manager), me.thread_id // WARP), _Warp())
     lane = me.thread_id % WARP

@@ -36,7 +36,7 @@ class Device:
         assert (len(integers), len(floats)) == (of.integers, of.floats)
         arguments = [*map(np.int64, integers), *map(np.float64, floats)]
         cuda.jit(of.function)[grid, of.block, 0, shared](*arguments)
-        simulated.forget_warps()
+        simulated.forget_warps()  # type: ignore[no-untyped-call]
 
 
 @functools.cache

@@ -4,11 +4,10 @@ from typing import Any
 
 from fastce import _arguments as arguments
 from fastce.cuda import calls
-from fastce.cuda.arrays import float_array
 from fastce.cuda.losses import output
 
 
-def logsumexp(x: Any, *, axis: int = -1, keepdims: bool = False) -> Any:
+def logsumexp(x: Any, *, axis: Any = -1, keepdims: bool = False) -> Any:
     """`fastce.logsumexp` of an array on a device, over one axis.
 
     Parameters
@@ -30,7 +29,7 @@ def logsumexp(x: Any, *, axis: int = -1, keepdims: bool = False) -> Any:
     TypeError, ValueError
         As there; ValueError also if the axis is empty.
     """
-    array = float_array("x", x)
+    array = calls.begin("x", x)
     axis = arguments.class_axis("x", array.shape, axis)
     kept = (1,) if keepdims else ()
     shape = array.shape[:axis] + kept + array.shape[axis + 1 :]
@@ -86,7 +85,7 @@ def log_softmax(x: Any, *, axis: int = -1, out: Any = None) -> Any:
 
 
 def _softmax(task: str, x: Any, axis: int, out: Any) -> Any:
-    array = float_array("x", x)
+    array = calls.begin("x", x)
     axis = arguments.class_axis("x", array.shape, axis)
     made = output(out, array, "x")
     calls.rows(task, axis, array, out=made)

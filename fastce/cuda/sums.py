@@ -16,16 +16,18 @@ from fastce.cuda.machine import barrier, block, thread
 RECORD = 24  # bytes that a part leaves: two sums, and the first row with a bad target
 
 # Arguments of the kernels: 64-bit integers, then float64.
-TARGET_ARGUMENTS = (
-    ("targets", "code", "rows", "classes", "ignore", "weight", "share", "parts", "records",
-     "scales", "total", "note", "shape"),
-    ("normalizer",),
-)  # fmt: skip
-LOSS_ARGUMENTS = (
-    ("losses", "z_terms", "rows", "share", "parts", "records", "scales", "loss"),
-    ("weight", "count"),  # what to divide by, unless `scales` say
-)
-WEIGHT_ARGUMENTS = (("source", "step", "code", "count", "weight"), ())
+ARGUMENTS = {
+    "targets": (
+        ("targets", "code", "rows", "classes", "ignore", "weight", "share", "parts", "records",
+         "scales", "total", "note", "shape"),
+        ("normalizer",),
+    ),
+    "losses": (
+        ("losses", "z_terms", "rows", "share", "parts", "records", "scales", "loss"),
+        ("weight", "count"),  # what to divide by, unless `scales` say
+    ),
+    "weight": (("source", "step", "code", "count", "weight"), ()),
+}  # fmt: skip
 
 _load_f64, _store_f64 = machine.load["f64"], machine.store["f64"]
 _load_f32, _store_f32 = machine.load["f32"], machine.store["f32"]
@@ -146,15 +148,13 @@ def losses_kernel(double: bool, last: bool, threads: int) -> Any:
     """The reduced loss, from losses and z-loss terms of rows."""
     total, total_of_records = _block_sum(threads)
     load, store, real, size = (
-        (_load_f64, _store_f64, np.float64, 8)
-        if double
-        else (_load_f32, _store_f32, np.float32, 4)
+        (_load_f64, _store_f64, np.float64, 8) if double else (_load_f32, _store_f32, np.float32, 4)
     )
 
     def kernel(losses, z_terms, rows, share, parts, records, scales, loss, weight, count):
         part = np.int64(block())
         if last:
-            nll, z, unused = total_of_records(records, parts)
+            nll, z, _ = total_of_records(records, parts)
         else:
             nll = 0.0
             z = 0.0
@@ -163,7 +163,7 @@ def losses_kernel(double: bool, last: bool, threads: int) -> Any:
                 nll = nll + np.float64(load(losses + row * size))
                 if z_terms != 0:
                     z = z + np.float64(load(z_terms + row * size))
-            nll, z, unused = total(nll, z, _NONE)
+            nll, z, _ = total(nll, z, _NONE)
         if thread() == 0:
             if last or parts == 1:
                 if scales != 0:
@@ -179,7 +179,7 @@ def losses_kernel(double: bool, last: bool, threads: int) -> Any:
     return kernel
 
 
-def weight_kernel(double: bool, threads: int) -> Any:
+def weight_kernel(double: bool, last: bool, threads: int) -> Any:
     """Class weights of any dtype and stride in the dtype that is computed with."""
     store, real, size = (_store_f64, np.float64, 8) if double else (_store_f32, np.float32, 4)
 

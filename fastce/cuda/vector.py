@@ -1,8 +1,8 @@
 """What a GPU thread does that Python cannot say: 16-byte accesses, shuffles, ex2, bit patterns.
 
-Addresses are plain integers, as kernels take them: one 8-byte argument each instead of the nine of
-an array.  Shared memory is one region, addressed by byte offsets.  Numba's own code for arrays never
-becomes 16-byte accesses; these intrinsics do.
+Addresses are plain integers, as kernels take them: one 8-byte argument each instead of the nine
+of an array.  Shared memory is one region, addressed by byte offsets.  Numba's own code for arrays
+never becomes 16-byte accesses; these intrinsics do.
 
 Under numba's simulator (NUMBA_ENABLE_CUDASIM=1) the same names come from `simulated`.
 """
@@ -44,8 +44,10 @@ def _asm(builder, result, text, constraints, *operands, effects=False, convergen
 
 
 def _register(name):
-    """Read a special register, anew each time: kernels compute where they stand twice rather than
-    keep it in registers while they need these for other things.
+    """Read a special register, anew each time.
+
+    Kernels compute where they stand twice rather than keep it in registers while they need these
+    for other things.
     """
 
     @intrinsic
@@ -248,7 +250,7 @@ def minimum(typingctx, a, b):
 
 @intrinsic
 def exponential(typingctx, x, power):
-    """exp(x) * 2**power; float32 through one ex2, within 2**-22 and the rounding of its argument."""
+    """exp(x) * 2**power; float32 through one ex2, within 2**-22 and the rounding of its own."""
 
     def codegen(context, builder, signature, args):
         x, power = args
