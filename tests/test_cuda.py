@@ -5,7 +5,10 @@ before numba is imported; launches go to a driver that writes down what it is to
 """
 
 import importlib.util
+import inspect
 import os
+import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -39,7 +42,7 @@ def test_contract_in_the_simulator():
         capture_output=True, timeout=3000,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2000:]
-    assert "skipped" not in done.stdout.splitlines()[-1]
+    assert "1 skipped" in done.stdout.splitlines()[-1]  # what needs a real device
 
 
 def test_only_arrays_on_a_device_go_there():
@@ -269,3 +272,42 @@ def test_compiled_kernels_are_kept_for_each_architecture(tmp_path, monkeypatch):
     kept.write_bytes(kept.read_bytes()[:-1])  # damaged
     assert kernels.code(kernel, (9, 0)).cubin == b"\x09\x00"
     assert compiled == [(9, 0), (8, 0), (9, 0)]
+
+
+@needs_numba_cuda
+def test_warmup_compiles_every_line_of_the_table(monkeypatch):
+    from fastce._cli import cuda, terminal
+    from fastce.cuda import kernels, plan
+
+    made = []
+    monkeypatch.setattr(kernels, "code", lambda kernel, cc: made.append((kernel, cc)))
+    cuda.warm(["sm_90", "sm_120"], ["bfloat16"])
+    assert {cc for _, cc in made} == {(9, 0), (12, 0)}
+    regimes = {(k.regime, k.threads, k.vectors, k.beyond) for k, _ in made if hasattr(k, "dtype")}
+    assert len(regimes) == len(plan.TABLE)
+    with pytest.raises(terminal.Failure, match="expected architectures such as sm_90"):
+        cuda.warm(["h100"], ["bfloat16"])
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "cuda.md").read_text(encoding="utf-8")
+
+
+@needs_numba_cuda
+def test_the_page_shows_the_kernel_that_is_tested():
+    from tests import cuda_user
+
+    assert (
+        inspect.getsource(cuda_user.losses_of_rows).replace(
+            '    """One thread for each row, one pass over its classes."""\n', ""
+        )
+        in PAGE
+    )
+
+
+def test_the_commands_of_the_page_are_understood():
+    from fastce.__main__ import _parser
+
+    commands = re.findall(r"python -m fastce ([^`#\n]+)", PAGE)
+    assert commands
+    for command in commands:
+        _parser().parse_args(shlex.split(command))

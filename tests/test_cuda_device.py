@@ -7,6 +7,8 @@ launch parameters are small enough that every regime comes with a few hundred cl
 
 import importlib.util
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,7 +55,7 @@ INF, NAN = np.inf, np.nan
 
 # Bytes of a row for each regime: of the simulator's table, or of the real one.
 REGIMES = (
-    {"tile": 40, "lanes": 244, "registers": 492, "warps": 1000, "shared": 1516, "memory": 2800}
+    {"tile": 40, "lanes": 140, "registers": 300, "warps": 604, "shared": 1076, "memory": 1684}
     if SIMULATED
     else {"tile": 40, "lanes": 1004, "registers": 4000, "warps": 16388, "blocks": 65540,
           "shared": 200_028, "memory": 1_048_604}
@@ -154,9 +156,10 @@ def test_upstream_gradient(regime, upstream):
     assert_gradient(to_host(grad), want.grad, F32)
 
 
-@pytest.mark.parametrize("lead", [0.0, 5.0, 9.9, 25.0, 60.0])
+@pytest.mark.parametrize(
+    "lead, offset", [(0.0, 1e4), (5.0, 0.0), (9.9, 1e4), (25.0, 0.0), (60.0, 1e4)]
+)
 @pytest.mark.parametrize("regime", ["tile", "lanes", "memory"])
-@pytest.mark.parametrize("offset", [0.0, 1e4])
 def test_confident_rows(lead, regime, offset):
     classes = classes_of(regime, F32)
     logits = draw((ROWS, classes), scale=2.0)
@@ -178,8 +181,9 @@ def test_special_values(regime):
     assert loss[4] == INF
     assert not grad[6].any()
     assert not grad[5, [0, -1]].any()
-    for options in ({"label_smoothing": 0.1}, {"softcap": 5.0}, {"z_loss": 0.1}):
-        check(logits, targets, reduction="none", **options)
+    if regime in ("tile", "lanes") or not SIMULATED:
+        for options in ({"label_smoothing": 0.1}, {"softcap": 5.0}, {"z_loss": 0.1}):
+            check(logits, targets, reduction="none", **options)
 
 
 @pytest.mark.parametrize("regime", ["tile", "lanes", "warps"])
@@ -251,11 +255,11 @@ def test_soft_targets_of_every_float_dtype(soft_dtype):
 LAYOUTS = {
     "class axis first": ((11, 5), 0, lambda a: a),
     "class axis in the middle": ((2, 11, 3), 1, lambda a: a),
-    "shifted rows": ((2, 6, 35), -1, lambda a: a[:, :-1]),
-    "every other row": ((9, 35), -1, lambda a: a[::2]),
+    "shifted rows": ((2, 3, 21), -1, lambda a: a[:, :-1]),
+    "every other row": ((5, 21), -1, lambda a: a[::2]),
     "every other class": ((4, 40), -1, lambda a: a[:, ::2]),
     "backwards": ((4, 35), -1, lambda a: a[::-1, ::-1]),
-    "one off": ((4, 36), -1, lambda a: a[:, 1:]),
+    "one off": ((4, 22), -1, lambda a: a[:, 1:]),
     "four dimensions": ((2, 3, 4, 5), 2, lambda a: a[:, ::2]),
     "broadcast rows": ((1, 35), -1, lambda a: np.broadcast_to(a, (3, 35))),
     "a row": ((35,), 0, lambda a: a),
@@ -285,20 +289,23 @@ def test_layouts(layout, kind):
     assert same_bits(straight[0], loss)
 
 
-@pytest.mark.parametrize("classes", [35, 61])
-@pytest.mark.parametrize("option", ["smoothing", "softcap", "soft"])
+@pytest.mark.parametrize(
+    "classes, option", [(61, "z-loss"), (35, "smoothing"), (21, "softcap"), (21, "soft")]
+)
 def test_same_bits_at_every_place(classes, option):
     """Odd rows start at every alignment."""
     targets, options = OPTIONS[option]((1,), classes, F32)
-    logits = np.repeat(draw((1, classes), scale=3.0), 5, axis=0)
-    loss, grad = run(logits, np.repeat(targets, 5, axis=0), reduction="none", **options)
-    for row in range(1, 5):
+    logits = np.repeat(draw((1, classes), scale=3.0), 4, axis=0)
+    loss, grad = run(logits, np.repeat(targets, 4, axis=0), reduction="none", **options)
+    for row in range(1, 4):
         assert same_bits(loss[row], loss[0])
         assert same_bits(grad[row], grad[0])
 
 
-@pytest.mark.parametrize("regime", REGIMES)
-@pytest.mark.parametrize("dtype", [FLOATS[0], FLOATS[1], FLOATS[3]], ids=str)
+@pytest.mark.parametrize(
+    "regime, dtype",
+    [*((regime, F32) for regime in REGIMES), ("tile", FLOATS[0]), ("lanes", FLOATS[3])],
+)
 def test_stats(regime, dtype):
     classes = classes_of(regime, dtype)
     logits = draw((ROWS, classes), dtype, scale=2.0)
@@ -414,3 +421,10 @@ def test_device_functions_in_a_kernel_of_ones_own():
     numba_cuda.jit(losses_of_rows)[1, 8](logits, targets, losses)
     want = oracle.cross_entropy(logits, targets, reduction="none")
     assert_close(losses, want.loss, 1e-14)
+
+
+@pytest.mark.skipif(SIMULATED, reason="the page speaks of a real device")
+def test_the_page_runs():
+    page = (Path(__file__).parents[1] / "docs" / "cuda.md").read_text(encoding="utf-8")
+    for block in re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE):
+        exec(block, {})
