@@ -126,9 +126,15 @@ def _parser() -> argparse.ArgumentParser:
     warmup.add_argument(
         "--dtype",
         nargs="+",
-        choices=("float64", "float32", "float16"),
-        default=("float32", "float64"),
-        help="of the logits (default: float32 float64)",
+        choices=("float64", "float32", "float16", "bfloat16"),
+        help="of the logits (default: float32 float64; for CUDA float32 bfloat16)",
+    )
+    warmup.add_argument(
+        "--cuda",
+        nargs="*",
+        metavar="sm_90",
+        help="the CUDA kernels instead, for these architectures (default: that of device 0); "
+        "needs no device if one is named",
     )
     return parser
 

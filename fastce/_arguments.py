@@ -70,14 +70,14 @@ def _is_float(dtype: np.dtype[Any]) -> bool:
 def float_array(name: str, value: npt.ArrayLike) -> AnyArray:
     """An array of one of the four floating-point dtypes."""
     array = np.asarray(value)
-    if not _is_float(array.dtype):
-        raise not_float(name, array.dtype)
+    check_float(name, array.dtype)
     return native(array)
 
 
-def not_float(name: str, dtype: np.dtype[Any]) -> TypeError:
-    """The error for an array that is not of floats."""
-    return TypeError(f"{name}: expected float64, float32, float16 or bfloat16, got {dtype}")
+def check_float(name: str, dtype: np.dtype[Any]) -> None:
+    """Only the four floating-point dtypes are computed with."""
+    if not _is_float(dtype):
+        raise TypeError(f"{name}: expected float64, float32, float16 or bfloat16, got {dtype}")
 
 
 def float_or_integer_array(name: str, value: npt.ArrayLike) -> AnyArray:
@@ -147,8 +147,7 @@ def signature(
     target_dtype: np.dtype[Any], target_shape: tuple[int, ...], ignore_index: int,
 ) -> Signature:  # fmt: skip
     """Check that logits and targets fit each other; the values of targets are a kernel's matter."""
-    if not _is_float(dtype):
-        raise not_float(name, dtype)
+    check_float(name, dtype)
     axis = class_axis(name, shape, axis)
     rows = shape[:axis] + shape[axis + 1 :]
     hard = target_dtype.kind in "iu"
@@ -341,11 +340,18 @@ def class_weight(
     if value is None:
         return None
     array = np.asarray(value)
-    if array.dtype.kind not in "fiu" and not is_bfloat16(array.dtype):
-        raise TypeError(f"{name}: expected numbers, got {array.dtype}")
-    if array.shape != (classes,):
-        raise ValueError(f"{name}: expected shape ({classes},), one per class, got {array.shape}")
+    check_class_weight(name, array.dtype, array.shape, classes)
     return np.ascontiguousarray(array, compute_dtype(dtype))
+
+
+def check_class_weight(
+    name: str, dtype: np.dtype[Any], shape: tuple[int, ...], classes: int
+) -> None:
+    """One number per class."""
+    if dtype.kind not in "fiu" and not is_bfloat16(dtype):
+        raise TypeError(f"{name}: expected numbers, got {dtype}")
+    if shape != (classes,):
+        raise ValueError(f"{name}: expected shape ({classes},), one per class, got {shape}")
 
 
 Upstream = tuple[float, npt.NDArray[np.float64] | None]
@@ -356,20 +362,26 @@ def upstream(value: npt.ArrayLike | None, rows: tuple[int, ...], reduction: str)
     if value is None:
         return 1.0, None
     array = np.asarray(value)
-    if array.dtype.kind not in "fiu" and not is_bfloat16(array.dtype):
-        raise TypeError(f"grad_output: expected numbers, got {array.dtype}")
+    check_upstream(array.dtype, array.shape, rows, reduction)
     if array.ndim == 0:
         return float(array), None
+    return 1.0, np.ascontiguousarray(array, np.float64).reshape(-1)
+
+
+def check_upstream(
+    dtype: np.dtype[Any], shape: tuple[int, ...], rows: tuple[int, ...], reduction: str
+) -> None:
+    """A single number or, for unreduced losses, one per row."""
+    if dtype.kind not in "fiu" and not is_bfloat16(dtype):
+        raise TypeError(f"grad_output: expected numbers, got {dtype}")
+    if not shape:
+        return
     if reduction != "none":
         raise ValueError(
-            f"grad_output: expected a single number with reduction={reduction!r}, "
-            f"got shape {array.shape}"
+            f"grad_output: expected a single number with reduction={reduction!r}, got shape {shape}"
         )
-    if array.shape != rows:
-        raise ValueError(
-            f"grad_output: expected a single number or shape {rows}, got {array.shape}"
-        )
-    return 1.0, np.ascontiguousarray(array, np.float64).reshape(-1)
+    if shape != rows:
+        raise ValueError(f"grad_output: expected a single number or shape {rows}, got {shape}")
 
 
 def same_shape(name: str, value: npt.ArrayLike, like: str, array: AnyArray) -> AnyArray:
@@ -392,27 +404,40 @@ def output(
         return np.empty_like(logits, subok=False)
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
+    check_output(out, logits, name, out.flags.writeable, out.flags.c_contiguous)
+    same = out is logits or _same_memory(out, logits)
+    check_apart(out, None if same else logits, name, _overlap, read)
+    return out
+
+
+def check_output(out: Any, logits: Any, name: str, writable: bool, contiguous: bool) -> None:
+    """`out` is shaped and typed like the logits, and can be written to."""
     if out.dtype != logits.dtype:
         raise ValueError(f"out: expected dtype {logits.dtype}, that of {name}, got {out.dtype}")
     if out.shape != logits.shape:
         raise ValueError(f"out: expected shape {logits.shape}, that of {name}, got {out.shape}")
-    if not out.flags.writeable:
+    if not writable:
         raise ValueError("out: expected a writable array, got a read-only one")
-    if not out.flags.c_contiguous and not _every_element_apart(out):
+    if not contiguous and not _every_element_apart(out):
         raise ValueError(
             f"out: expected every element in a place of its own, got strides {out.strides} "
             f"for shape {out.shape}"
         )
-    if out is not logits and _overlap(out, logits) and not _same_memory(out, logits):
+
+
+def check_apart(
+    out: Any, logits: Any, name: str, overlap: Callable[[Any, Any], bool], read: dict[str, Any]
+) -> None:
+    """`out` overlaps nothing that is read; logits that are `out` itself are given as None."""
+    if logits is not None and overlap(out, logits):
         raise ValueError(f"out: expected the memory of {name} itself or memory apart from it, "
                          "got an overlapping view")  # fmt: skip
     for other, array in read.items():
-        if array is not None and _overlap(out, array):
+        if array is not None and overlap(out, array):
             raise ValueError(f"out: expected memory apart from {other}, got an overlapping view")
-    return out
 
 
-def _every_element_apart(array: AnyArray) -> bool:
+def _every_element_apart(array: Any) -> bool:
     """Whether each stride steps over what the smaller ones reach, as in any slice."""
     reach = array.itemsize
     for stride, size in sorted(zip(map(abs, array.strides), array.shape, strict=True)):

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from fastce import _arguments as arguments
 from fastce import cpu
 from fastce._arguments import AnyArray, Reduction
+from fastce._devices import on_device
 
 
 class CrossEntropyStats(NamedTuple):
@@ -291,6 +292,14 @@ def cross_entropy(
     >>> print(f"{fastce.cross_entropy(np.array([[0.0, 40.0]]), [1]):.4e}")
     4.2484e-18
     """
+    if on_device(logits):
+        from fastce import cuda
+
+        return cuda.cross_entropy(
+            logits, targets, axis=axis, weight=weight, ignore_index=ignore_index,
+            label_smoothing=label_smoothing, z_loss=z_loss, softcap=softcap, reduction=reduction,
+            normalizer=normalizer,
+        )  # fmt: skip
     options = arguments.options(
         ignore_index, label_smoothing, z_loss, softcap, reduction, normalizer
     )
@@ -410,6 +419,14 @@ def cross_entropy_and_grad(
     >>> print(", ".join(f"{g:.4e}" for g in grad[0]))
     4.2484e-18, -4.2484e-18
     """
+    if on_device(logits):
+        from fastce import cuda
+
+        return cuda.cross_entropy_and_grad(
+            logits, targets, axis=axis, weight=weight, ignore_index=ignore_index,
+            label_smoothing=label_smoothing, z_loss=z_loss, softcap=softcap, reduction=reduction,
+            normalizer=normalizer, grad_output=grad_output, out=out,
+        )  # fmt: skip
     options = arguments.options(
         ignore_index, label_smoothing, z_loss, softcap, reduction, normalizer
     )
@@ -491,6 +508,12 @@ def cross_entropy_stats(
     >>> print(np.mean(stats.predicted[:2] == targets[:2]))
     0.5
     """
+    if on_device(logits):
+        from fastce import cuda
+
+        return cuda.cross_entropy_stats(
+            logits, targets, axis=axis, weight=weight, ignore_index=ignore_index
+        )
     options = arguments.options(ignore_index, 0.0, 0.0, None, "none", None)
     call = Call("logits", logits, targets, axis, weight, options)
     assert call.losses is not None

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from fastce import _arguments as arguments
 from fastce import cpu
 from fastce._arguments import AnyArray
+from fastce._devices import on_device
 
 
 def logsumexp(
@@ -68,6 +69,10 @@ def logsumexp(
     >>> print(f"{fastce.logsumexp(np.array([0.0, -40.0]), axis=None):.4e}")
     4.2484e-18
     """
+    if on_device(x):
+        from fastce import cuda
+
+        return cuda.logsumexp(x, axis=axis, keepdims=keepdims)
     array = arguments.float_or_integer_array("x", x)
     axes = arguments.reduced_axes("x", array, axis)
     kept = tuple(1 if k in axes else size for k, size in enumerate(array.shape))
@@ -181,6 +186,11 @@ def log_softmax(x: npt.ArrayLike, *, axis: int = -1, out: AnyArray | None = None
 
 
 def _softmax(x: npt.ArrayLike, axis: int, out: AnyArray | None, logarithm: bool) -> AnyArray:
+    if on_device(x):
+        from fastce import cuda
+
+        on_the_device = cuda.log_softmax if logarithm else cuda.softmax
+        return on_the_device(x, axis=axis, out=out)  # type: ignore[no-any-return]
     array = arguments.float_or_integer_array("x", x)
     axis = arguments.class_axis("x", array.shape, axis)
     out = arguments.output(out, array, "x")

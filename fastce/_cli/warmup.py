@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import fastce
 from fastce.cpu import jit
 
-from . import terminal
+from . import cuda, terminal
 
 Array = np.ndarray[Any, Any]
 
@@ -53,15 +53,15 @@ _LAYOUTS = (((4, 1000), 1), ((1000, 10), 1), ((10, 1000), 0))
 
 def run(options: argparse.Namespace) -> int:
     """Compile, and say how long each call took and where the machine code is kept."""
+    if options.cuda is None and "bfloat16" in (options.dtype or ()):
+        raise terminal.Failure("--dtype bfloat16: expected --cuda with it; NumPy has no bfloat16")
     folder = jit.cache_directory()
     before = _kernels(folder)
     began = time.perf_counter()
-    rows = []
-    with terminal.progress("warmup", len(_CALLS)) as advance:
-        for name, call in _CALLS.items():
-            rows.append((name, *(f"{_seconds(call, dtype):.2f}" for dtype in options.dtype)))
-            advance(1)
-    terminal.table(("seconds for the first call of", *options.dtype), rows)
+    if options.cuda is None:
+        _warm_cpu(options.dtype or ("float32", "float64"))
+    else:
+        cuda.warm(options.cuda, options.dtype or ("float32", "bfloat16"))
     print(f"\n{time.perf_counter() - began:.1f} s in all; ", end="")
     if folder is None:
         print("nothing kept: no cache folder can be written, see FASTCE_CACHE_DIR")
@@ -71,8 +71,17 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _warm_cpu(dtypes: Sequence[str]) -> None:
+    rows = []
+    with terminal.progress("warmup", len(_CALLS)) as advance:
+        for name, call in _CALLS.items():
+            rows.append((name, *(f"{_seconds(call, dtype):.2f}" for dtype in dtypes)))
+            advance(1)
+    terminal.table(("seconds for the first call of", *dtypes), rows)
+
+
 def _kernels(folder: Path | None) -> set[Path]:
-    return set() if folder is None else set(folder.glob("*.nbc"))
+    return set() if folder is None else {*folder.glob("*.nbc"), *folder.glob("*.cubin")}
 
 
 def _seconds(call: Callable[[Array, Array, int], object], dtype: str) -> float:

@@ -152,26 +152,35 @@ class _SourceCache(_Cache):  # type: ignore[misc]
         if not self._enabled:
             return None
         target_context.refresh()
-        try:
-            content = self._path(sig, target_context.codegen()).read_bytes()
-            checksum, payload = content[:32], content[32:]
-            if hashlib.sha256(payload).digest() != checksum:  # truncated or damaged
-                return None
-            return CompileResult._rebuild(target_context, *pickle.loads(payload))
-        except OSError:
+        payload = load_entry(self._path(sig, target_context.codegen()))
+        if payload is None:
             return None
+        return CompileResult._rebuild(target_context, *pickle.loads(payload))
 
     def save_overload(self, sig: Any, data: Any) -> None:
         if not self._enabled:
             return
-        payload = dumps(data._reduce())
-        path = self._path(sig, data.codegen)
-        temporary = None
-        try:
-            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-                temporary = file.name
-                file.write(hashlib.sha256(payload).digest() + payload)
-            Path(temporary).replace(path)
-        except OSError:  # a read-only or full disk only costs compile time
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
+        store_entry(self._path(sig, data.codegen), dumps(data._reduce()))
+
+
+def load_entry(path: Path) -> bytes | None:
+    """What `store_entry` has put there, or None where it has not or it is damaged."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    checksum, payload = content[:32], content[32:]
+    return payload if hashlib.sha256(payload).digest() == checksum else None
+
+
+def store_entry(path: Path, payload: bytes) -> None:
+    """Write a cache file, which appears whole or not at all."""
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            temporary = file.name
+            file.write(hashlib.sha256(payload).digest() + payload)
+        Path(temporary).replace(path)
+    except OSError:  # a read-only or full disk only costs compile time
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,260 @@
+"""Cross-entropy on a CUDA device: the tests of the contract, then every shape against its peers.
+
+    python -m benchmarks.gpu_report                 some minutes on a card; needs PyTorch
+    python -m benchmarks.gpu_report --dry-run       the same code on the CPU, tiny, in seconds
+
+All calls of a shape are measured in one run, alternately, with CUDA events and buffers that rotate
+beyond the L2 cache: the median of many. A fraction is the bytes that must be moved (the logits read
+once and the gradient written once) over the time, as a part of what copying reaches in the same
+run. Peers that are not installed are left out. Writes gpu_report.md and gpu_report.png.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+import fastce
+
+SHAPES = (
+    (1 << 20, 10), (32768, 1000), (32768, 4096), (8192, 32_000), (8192, 50_257), (8192, 128_256),
+    (8192, 262_144), (1024, 1 << 20),
+)  # fmt: skip
+DRY_SHAPES = ((64, 10), (8, 1000))
+ROTATING = 200 << 20  # bytes of logits that calls take turns with: four times the L2 of an H100
+REPETITIONS = 40
+TARGETS = {10: 0.70, 1000: 0.80}  # fraction of copying for loss and gradient; 0.90 from 4096 up
+
+Call = Callable[[Any, Any], Any]
+
+
+class Clock:
+    """Time on the device by events, on the host by its clock."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device == "cuda"
+
+    def seconds(self, call: Callable[[], Any]) -> float:
+        if not self.cuda:
+            began = time.perf_counter()
+            call()
+            return time.perf_counter() - began
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        call()
+        last.record()
+        last.synchronize()
+        return float(first.elapsed_time(last)) / 1e3
+
+    def wait(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+
+
+def contestants(device: str) -> dict[str, dict[str, Call]]:
+    """Calls by what they compute: loss, loss and gradient, the same in place."""
+
+    def backward(function: Call) -> Call:
+        def both(z: Any, y: Any) -> Any:
+            leaf = z.detach().requires_grad_()
+            function(leaf, y).backward()
+            return leaf.grad
+
+        return both
+
+    def in_place(z: Any, y: Any) -> Any:
+        array = z if z.is_cuda else z.numpy()
+        return fastce.cross_entropy_and_grad(array, y, out=array)
+
+    found: dict[str, dict[str, Call]] = {
+        "loss": {"fastce": fastce.cross_entropy, "torch": F.cross_entropy},
+        "gradient": {"fastce": fastce.cross_entropy_and_grad, "torch": backward(F.cross_entropy)},
+        "in place": {"fastce": in_place},
+    }
+    if device != "cuda":
+        return found
+    compiled = torch.compile(F.cross_entropy)
+    found["loss"]["torch.compile"] = compiled
+    found["gradient"]["torch.compile"] = backward(compiled)
+    try:
+        from liger_kernel.transformers.functional import liger_cross_entropy
+    except ImportError:
+        pass
+    else:  # always in place
+        found["in place"]["Liger"] = backward(liger_cross_entropy)
+    try:
+        from quack.cross_entropy import cross_entropy as quack_cross_entropy
+    except ImportError:
+        pass
+    else:
+        found["loss"]["quack"] = lambda z, y: quack_cross_entropy(z, y, reduction="mean")
+        found["gradient"]["quack"] = backward(
+            lambda z, y: quack_cross_entropy(z, y, reduction="mean")
+        )
+    try:
+        from flash_attn.ops.triton.cross_entropy import cross_entropy_loss
+    except ImportError:
+        pass
+    else:
+        found["loss"]["flash-attn"] = lambda z, y: cross_entropy_loss(z, y)[0].mean()
+        found["gradient"]["flash-attn"] = backward(lambda z, y: cross_entropy_loss(z, y)[0].mean())
+    return found
+
+
+def copy_bandwidth(clock: Clock, device: str, size: int) -> float:
+    """Bytes per second of copying: read and written."""
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    to = torch.empty_like(source)
+    to.copy_(source)
+    times = [clock.seconds(lambda: to.copy_(source)) for _ in range(REPETITIONS)]
+    return 2 * size / statistics.median(times)
+
+
+def measure(
+    clock: Clock, device: str, dtype: torch.dtype, shape: tuple[int, int], repetitions: int
+) -> list[tuple[str, str, float, float]]:
+    """(task, who, median seconds, peak bytes beside the logits) of every call of a shape."""
+    rows, classes = shape
+    size = rows * classes * dtype.itemsize
+    copies = max(1, -(-ROTATING // size)) if device == "cuda" else 2
+    logits = [torch.randn(shape, dtype=dtype, device=device) for _ in range(copies)]
+    targets = torch.randint(0, classes, (rows,), device=device)
+    calls = [
+        (task, who, call) for task, by in contestants(device).items() for who, call in by.items()
+    ]
+    times: dict[tuple[str, str], list[float]] = {}
+    peaks: dict[tuple[str, str], int] = {}
+    for turn in range(-2, repetitions):  # the first two compile and warm up
+        for number, (task, who, call) in enumerate(calls):
+            if peaks.get((task, who)) == -1:
+                continue
+            z = logits[(turn * len(calls) + number) % copies]
+            if turn == 0 and clock.cuda:
+                torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated() if clock.cuda else 0
+            try:
+                seconds = clock.seconds(lambda call=call, z=z: call(z, targets))
+            except Exception as error:  # a peer that cannot do this shape says so itself
+                if who == "fastce":
+                    raise
+                print(f"{who}, {task}, {dtype}, {shape}: {error}", file=sys.stderr)
+                peaks[task, who] = -1
+                continue
+            if turn >= 0:
+                times.setdefault((task, who), []).append(seconds)
+            if turn == 0 and clock.cuda:
+                peaks[task, who] = torch.cuda.max_memory_allocated() - before
+    return [
+        (task, who, statistics.median(t), peaks.get((task, who), 0))
+        for (task, who), t in times.items()
+    ]
+
+
+def launch_latency(clock: Clock, device: str) -> float:
+    """Microseconds that a small call takes the host, once warm."""
+    z, y = torch.zeros(32, 10, device=device), torch.zeros(32, dtype=torch.long, device=device)
+    out = torch.empty_like(z)
+
+    def call() -> None:
+        fastce.cross_entropy_and_grad(z, y, out=out if device == "cuda" else None)
+
+    for _ in range(100):
+        call()
+    clock.wait()
+    began = time.perf_counter()
+    for _ in range(1000):
+        call()
+    taken = (time.perf_counter() - began) / 1000
+    clock.wait()
+    return taken * 1e6
+
+
+def report(folder: Path, device: str, repetitions: int) -> list[str]:
+    """Measure everything; the lines of the table."""
+    clock, dry = Clock(device), device != "cuda"
+    copying = copy_bandwidth(clock, device, 1 << (20 if dry else 31))
+    lines = [
+        f"Device: {torch.cuda.get_device_name() if not dry else 'none, a dry run on the CPU'}; "
+        f"copying {copying / 1e9:.0f} GB/s; a small call {launch_latency(clock, device):.1f} us.",
+        "",
+        "| dtype | N x C | task | who | ms | GB/s | of copying | to fastce | peak MB | target |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    fractions: dict[str, list[float]] = {}
+    for dtype in (torch.float32,) if dry else (torch.bfloat16, torch.float32):
+        for shape in DRY_SHAPES if dry else SHAPES:
+            size = shape[0] * shape[1] * dtype.itemsize
+            results = measure(clock, device, dtype, shape, repetitions)
+            own = {task: seconds for task, who, seconds, _ in results if who == "fastce"}
+            for task, who, seconds, peak in results:
+                moved = size * (1 if task == "loss" else 2)
+                fraction = moved / seconds / copying
+                wanted = TARGETS.get(shape[1], 0.90)
+                target = ""
+                if who == "fastce" and task == "gradient":
+                    if not dry:
+                        target = f"{wanted:.2f} {'met' if fraction >= wanted else 'MISSED'}"
+                    fractions.setdefault(str(dtype).removeprefix("torch."), []).append(fraction)
+                lines.append(
+                    f"| {str(dtype).removeprefix('torch.')} | {shape[0]} x {shape[1]} | {task} "
+                    f"| {who} | {seconds * 1e3:.3f} | {moved / seconds / 1e9:.0f} "
+                    f"| {fraction:.2f} | {seconds / own[task]:.2f} | {peak / 1e6:.0f} | {target} |"
+                )
+            print("\n".join(lines[-len(results) :]), flush=True)
+            if not dry:
+                torch.cuda.empty_cache()
+    _plot(folder / "gpu_report.png", fractions, [c for _, c in (DRY_SHAPES if dry else SHAPES)])
+    return lines
+
+
+def _plot(path: Path, fractions: dict[str, list[float]], classes: list[int]) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for dtype, values in fractions.items():
+        axes.plot(classes, values, "o-", label=dtype)
+    axes.plot(classes, [TARGETS.get(c, 0.90) for c in classes], "k:", label="target")
+    axes.set(xscale="log", xlabel="classes", ylabel="fraction of copying", ylim=(0, None))
+    axes.set_title("loss and gradient")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--dry-run", action="store_true", help="tiny, on the CPU")
+    parser.add_argument("--output", type=Path, default=Path(), metavar="FOLDER")
+    parser.add_argument("--no-tests", action="store_true", help="measure only")
+    options = parser.parse_args()
+    device = "cpu" if options.dry_run else "cuda"
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA device; --dry-run needs none")
+    if device == "cuda" and not options.no_tests:
+        tests = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-o",
+            "addopts=",
+            "tests/test_cuda_device.py",
+        ]
+        if status := subprocess.run(tests, check=False).returncode:
+            return status
+    lines = report(options.output, device, 3 if options.dry_run else REPETITIONS)
+    (options.output / "gpu_report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

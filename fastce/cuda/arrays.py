@@ -1,0 +1,215 @@
+"""Arrays on a device, whoever made them: read where they lie, made anew of the same kind."""
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastce import _arguments as arguments
+from fastce._devices import on_device
+
+
+class Bfloat16(NamedTuple):
+    """What is asked of a dtype, for the one that NumPy does not know by itself."""
+
+    name: str = "bfloat16"
+    kind: str = "V"
+    itemsize: int = 2
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Array(NamedTuple):
+    """An array on a device."""
+
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # in bytes
+    dtype: Any  # a NumPy dtype or `Bfloat16`
+    device: int
+    stream: int  # on which its owner works
+    maker: "Maker"
+    owner: Any
+    read_only: bool = False
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return int(self.dtype.itemsize)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether the elements follow each other in row order."""
+        expected = self.itemsize
+        for size, stride in zip(self.shape[::-1], self.strides[::-1], strict=True):
+            if size != 1 and stride != expected:
+                return math.prod(self.shape) == 0
+            expected *= size
+        return True
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """The first byte and the one after the last."""
+        if math.prod(self.shape) == 0:
+            return self.address, self.address
+        steps = [(n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)]
+        first = self.address + sum(s for s in steps if s < 0)
+        return first, self.address + sum(s for s in steps if s > 0) + self.itemsize
+
+
+class Maker(NamedTuple):
+    """How a library makes arrays on the device and stream of another one's."""
+
+    empty: Callable[[tuple[int, ...], str, Array], Any]
+    empty_like: Callable[[Array], Any]
+    contiguous: Callable[[Any], Any]
+
+
+def device_array(name: str, value: Any, like: Array | None = None) -> Array:
+    """An array on a device, on that of another if given."""
+    if not on_device(value):
+        where = "a CUDA device" if like is None else f"CUDA device {like.device}, that of logits"
+        raise TypeError(f"{name}: expected an array on {where}, got {type(value).__name__}")
+    library = type(value).__module__.partition(".")[0]
+    array = _READERS.get(library, _from_interface)(value)
+    if like is None:
+        return array
+    if array.device != like.device:
+        raise ValueError(
+            f"{name}: expected an array on CUDA device {like.device}, that of logits, "
+            f"got one on {array.device}"
+        )
+    return array
+
+
+def float_array(name: str, value: Any, like: Array | None = None) -> Array:
+    """An array of one of the four floating-point dtypes."""
+    array = device_array(name, value, like)
+    arguments.check_float(name, array.dtype)
+    return array
+
+
+def in_row_order(name: str, array: Array) -> Array:
+    """An array whose elements follow each other, a copy if need be."""
+    if array.contiguous:
+        return array
+    return device_array(name, array.maker.contiguous(array.owner), array)
+
+
+def overlap(a: Array, b: Array) -> bool:
+    """Whether the memory between the first and last bytes of two arrays overlaps."""
+    (first, last), (other_first, other_last) = a.reach, b.reach
+    return first < other_last and other_first < last
+
+
+def same_memory(a: Array, b: Array) -> bool:
+    """Whether two arrays of one shape are the same elements."""
+    return a.address == b.address and a.strides == b.strides
+
+
+def _from_torch(tensor: Any) -> Array:
+    import torch
+
+    size = tensor.element_size()
+    return Array(
+        tensor.data_ptr(), tuple(tensor.shape), tuple(s * size for s in tensor.stride()),
+        _dtype(str(tensor.dtype).removeprefix("torch.")), tensor.device.index,
+        torch.cuda.current_stream(tensor.device).cuda_stream, _TORCH, tensor,
+    )  # fmt: skip
+
+
+def _torch_empty(shape: tuple[int, ...], dtype: str, like: Array) -> Any:
+    import torch
+
+    return torch.empty(shape, dtype=getattr(torch, dtype), device=like.owner.device)
+
+
+def _torch_empty_like(like: Array) -> Any:
+    import torch
+
+    return torch.empty_like(like.owner, requires_grad=False)
+
+
+def _from_cupy(array: Any) -> Array:
+    import cupy  # type: ignore[import-not-found, unused-ignore]
+
+    stream = cupy.cuda.get_current_stream().ptr
+    return Array(
+        array.data.ptr, array.shape, array.strides, _dtype(array.dtype.name), array.device.id,
+        stream, _CUPY, array,
+    )  # fmt: skip
+
+
+def _cupy_empty(shape: tuple[int, ...], dtype: str, like: Array) -> Any:
+    import cupy
+
+    return cupy.empty(shape, dtype)
+
+
+def _cupy_empty_like(like: Array) -> Any:
+    import cupy
+
+    return cupy.empty_like(like.owner)
+
+
+def _cupy_contiguous(array: Any) -> Any:
+    import cupy
+
+    return cupy.ascontiguousarray(array)
+
+
+def _from_interface(value: Any) -> Array:
+    """An array of any other library, by what they all agree on."""
+    interface = value.__cuda_array_interface__
+    dtype = np.dtype(interface["typestr"])
+    shape, strides = tuple(interface["shape"]), interface.get("strides")
+    if strides is None:
+        steps = [dtype.itemsize]
+        for size in shape[:0:-1]:
+            steps.append(steps[-1] * size)
+        strides = steps[::-1][: len(shape)] if shape else ()
+    return Array(
+        interface["data"][0], shape, tuple(strides), dtype, _device_of(value),
+        interface.get("stream") or 0, _NUMBA, value, bool(interface["data"][1]),
+    )  # fmt: skip
+
+
+def _device_of(value: Any) -> int:
+    device = getattr(value, "device", 0)  # JAX and others say; numba's arrays lie on the current
+    number = getattr(device, "id", device)
+    try:
+        return operator.index(number)
+    except TypeError:
+        return 0
+
+
+def _numba_empty(shape: tuple[int, ...], dtype: str, like: Array) -> Any:
+    from numba import cuda
+
+    return cuda.device_array(shape, np.dtype(dtype))
+
+
+def _numba_empty_like(like: Array) -> Any:
+    return _numba_empty(like.shape, like.dtype.name, like)
+
+
+def _numba_contiguous(array: Any) -> Any:
+    raise ValueError("expected an array in row order: numba's device arrays are not copied")
+
+
+_TORCH = Maker(_torch_empty, _torch_empty_like, operator.methodcaller("contiguous"))
+_CUPY = Maker(_cupy_empty, _cupy_empty_like, _cupy_contiguous)
+_NUMBA = Maker(_numba_empty, _numba_empty_like, _numba_contiguous)
+_READERS: dict[str, Callable[[Any], Array]] = {"torch": _from_torch, "cupy": _from_cupy}
+
+
+def _dtype(name: str) -> Any:
+    return Bfloat16() if name == "bfloat16" else np.dtype(name)

@@ -1,0 +1,207 @@
+"""From checked arguments to launches: which kernel, with which addresses, on which stream."""
+
+import math
+from typing import Any, NamedTuple
+
+from numba.cuda import config
+
+from fastce._arguments import Options
+from fastce.cuda import plan
+from fastce.cuda.arrays import Array, device_array, float_array
+from fastce.cuda.formats import CODES
+from fastce.cuda.kernels import Sum
+from fastce.cuda.layout import row_blocks
+
+if config.ENABLE_CUDASIM:
+    from fastce.cuda import simulated_driver as driver
+else:
+    from fastce.cuda import driver  # type: ignore[no-redef]
+
+_DIVISORS = 4  # numbers at the beginning of the scratch memory
+_SUM_SHARED = 24 * plan.SUM_THREADS
+_INT64 = 1 << 63
+_shapes: dict[tuple[int, ...], int] = {}  # of targets, by the number that notes name them with
+
+
+class Divisors(NamedTuple):
+    """What sums are divided by, and their inverses: on the device, or known already."""
+
+    scales: int = 0
+    weight: float = 1.0
+    rows: float = 1.0  # the z-loss
+
+
+class Results(NamedTuple):
+    """Arrays with a number per row, where they are wanted."""
+
+    losses: Array | None = None
+    z_terms: Array | None = None
+    lse: Array | None = None
+    entropy: Array | None = None
+    predicted: Array | None = None
+
+
+def begin(name: str, value: Any) -> Array:
+    """The array that a call is about, after a look for errors of earlier calls on its device."""
+    array = float_array(name, value)
+    raise_noted(array.device)
+    return array
+
+
+def empty(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
+    """A new array of the kind and on the device of another."""
+    made = device_array("out", like.maker.empty(shape, dtype, like))
+    return made._replace(stream=like.stream)
+
+
+def address(array: Array | None) -> int:
+    """Where an array is; 0 for none."""
+    return 0 if array is None else array.address
+
+
+def raise_noted(ordinal: int) -> None:
+    """Raise the error of a bad target that a kernel has noted; does not wait."""
+    note = driver.device(ordinal).note
+    if not note[0]:
+        return
+    _, row, value, classes, number = note
+    note[0] = 0
+    shape = next(shape for shape, known in _shapes.items() if known == number)
+    index = []
+    for size in reversed(shape):
+        row, i = divmod(row, size)
+        index.append(i)
+    raise IndexError(
+        f"targets: expected integers in [0, {classes}) or ignore_index, got {value} at index "
+        f"{tuple(reversed(index)) if shape else '()'}"
+    )
+
+
+def synchronize(ordinal: int) -> None:
+    """Wait for a device and raise what has been noted."""
+    driver.device(ordinal).synchronize()
+    raise_noted(ordinal)
+
+
+def compute_weight(weight: Array | None, like: Array, dtype: str) -> Array | None:
+    """Class weights side by side in the dtype that is computed with."""
+    if weight is None or (weight.dtype.name == dtype and weight.contiguous):
+        return weight
+    (classes,) = weight.shape
+    made = empty(like, (classes,), dtype)
+    _device(like).launch(
+        Sum("weight", dtype == "float64"), -(-classes // plan.SUM_THREADS), 0, like.stream,
+        (weight.address, weight.strides[0], CODES[weight.dtype.name], classes, made.address),
+    )  # fmt: skip
+    return made
+
+
+def scratch(like: Array, rows: int) -> Array:
+    """Memory for the divisors and the records of the sums of a call."""
+    return empty(like, (_DIVISORS + 3 * plan.shares(rows)[1],), "float64")
+
+
+def weigh_targets(
+    targets: Array | None, count: int, classes: int, options: Options, weight: Array | None,
+    memory: Array, total: Array | None,
+) -> None:  # fmt: skip
+    """Leave the divisors of the mean in `memory`, their own weight in `total`; note a bad target.
+
+    Without targets every row counts.
+    """
+    device, double = _device(memory), weight is not None and weight.itemsize == 8
+    share, parts = plan.shares(count)
+    number = _shapes.setdefault(targets.shape, len(_shapes)) if targets else 0
+    integers = (
+        address(targets), CODES[targets.dtype.name] if targets else 0, count, classes,
+        _int64(options.ignore_index), address(weight), share, parts,
+        memory.address + 8 * _DIVISORS, memory.address, address(total), device.note_address, number,
+    )  # fmt: skip
+    floats = (-1.0 if options.normalizer is None else options.normalizer,)
+    _sum(device, "targets", double, parts, memory.stream, integers, floats)
+
+
+def rows(
+    task: str, axis: int, z: Array, *, out: Array | None = None, targets: Array | None = None,
+    soft: Array | None = None, weight: Array | None = None, options: Options | None = None,
+    upstream: Array | None = None, scales: int = 0, nll_scale: float = 1.0, z_scale: float = 1.0,
+    results: Results | None = None,
+) -> None:  # fmt: skip
+    """Launch what computes `task` for every row."""
+    options, results = options or Options(), results or Results()
+    device, classes = _device(z), z.shape[axis]
+    spread = options.label_smoothing / classes
+    present = [a for a in (z, out, soft) if a is not None]
+    upstream_step = 0 if upstream is None or not upstream.shape else upstream.itemsize
+    for block in row_blocks(axis, z.shape, [a.strides for a in present]):
+        located = zip(map(id, present), zip(block.offsets, block.strides, strict=True), strict=True)
+        places = dict(located)
+        where = [_place(a, places) for a in (z, out, soft)]
+        first = block.first
+        row = classes * z.itemsize
+        packed = block.inner == 1 and all(
+            p[0] % 16 == 0 and (p[1] == row or block.rows == 1) for p in where[:2] if p[0]
+        )
+        variant, shared = plan.choose(
+            z.dtype.name, task, classes, limits=device.limits, packed=packed,
+            side_by_side=classes == 1 or all(p[3] == z.itemsize for p in where[:2] if p[0]),
+            spread=soft is not None or spread > 0, soft=soft.dtype.name if soft else "",
+            capped=options.softcap is not None,
+        )  # fmt: skip
+        per_block = variant.block // variant.threads
+        integers = (
+            *where[0], *where[1], block.rows, block.inner, classes,
+            _row(targets, first), CODES[targets.dtype.name] if targets else 0,
+            _int64(options.ignore_index), *where[2], address(weight),
+            address(upstream) + first * upstream_step, upstream_step,
+            CODES[upstream.dtype.name] if upstream else 0, scales,
+            *(_row(result, first) for result in results),
+        )  # fmt: skip
+        floats = (
+            1.0 - options.label_smoothing, spread, options.z_loss, options.softcap or 1.0,
+            nll_scale, z_scale,
+        )  # fmt: skip
+        device.launch(variant, -(-block.rows // per_block), shared, z.stream, integers, floats)
+
+
+def reduce(losses: Array, z_terms: Array | None, divisors: Divisors, memory: Array) -> Any:
+    """The reduced loss, an array without axes of the caller's library."""
+    device, count = _device(losses), math.prod(losses.shape)
+    share, parts = plan.shares(count)
+    loss = empty(losses, (), losses.dtype.name)
+    integers = (
+        losses.address, address(z_terms), count, share, parts, memory.address + 8 * _DIVISORS,
+        divisors.scales, loss.address,
+    )  # fmt: skip
+    divide = (divisors.weight, divisors.rows)
+    _sum(device, "losses", losses.itemsize == 8, parts, losses.stream, integers, divide)
+    return loss.owner
+
+
+def _sum(
+    device: Any, name: str, double: bool, parts: int, stream: int,
+    integers: tuple[int, ...], floats: tuple[float, ...],
+) -> None:  # fmt: skip
+    """Add up in parts, and these in a second step if there are several."""
+    device.launch(Sum(name, double, False), parts, _SUM_SHARED, stream, integers, floats)
+    if parts > 1:
+        device.launch(Sum(name, double, True), 1, _SUM_SHARED, stream, integers, floats)
+
+
+def _device(array: Array) -> Any:
+    return driver.device(array.device)
+
+
+def _row(array: Array | None, first: int) -> int:
+    return 0 if array is None else array.address + first * array.itemsize
+
+
+def _place(array: Array | None, places: dict[int, Any]) -> tuple[int, int, int, int]:
+    if array is None:
+        return 0, 0, 0, 0
+    offset, strides = places[id(array)]
+    return (array.address + offset, *strides)
+
+
+def _int64(value: int) -> int:
+    return min(max(value, -_INT64), _INT64 - 1)

@@ -1,0 +1,122 @@
+"""Devices, as the CUDA driver shows them: their limits, loaded kernels, launches.
+
+A launch takes plain integers and floats, packed into one buffer: no array is looked at, no type
+inferred, and nothing waits for the device.
+"""
+
+import ctypes
+import functools
+import struct
+from typing import Any
+
+from fastce.cuda.kernels import Kernel, code, source
+from fastce.cuda.plan import Limits
+
+_BUFFER_POINTER, _BUFFER_SIZE, _END = 1, 2, 0  # CU_LAUNCH_PARAM_...
+NOTE_WORDS = 5  # whether there is a bad target; its row, value; the classes; what call it was of
+
+
+class Device:
+    """One device, by its number."""
+
+    def __init__(self, ordinal: int) -> None:
+        driver = _driver()
+        attribute = driver.CUdevice_attribute
+        self.ordinal = ordinal
+        handle = _checked(driver.cuDeviceGet(ordinal))
+
+        def read(name: str) -> int:
+            which = getattr(attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+            return int(_checked(driver.cuDeviceGetAttribute(which, handle)))
+
+        self.capability = (read("COMPUTE_CAPABILITY_MAJOR"), read("COMPUTE_CAPABILITY_MINOR"))
+        self.limits = Limits(
+            read("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"), read("MAX_SHARED_MEMORY_PER_MULTIPROCESSOR")
+        )
+        self._context = _checked(driver.cuDevicePrimaryCtxRetain(handle))
+        self._functions: dict[Kernel, tuple[Any, int, struct.Struct]] = {}
+        # Host memory that kernels write to and the host looks at without waiting for them.
+        flags = driver.CU_MEMHOSTALLOC_PORTABLE | driver.CU_MEMHOSTALLOC_DEVICEMAP
+        with self:
+            self.note_address = int(_checked(driver.cuMemHostAlloc(8 * NOTE_WORDS, flags)))
+        self.note = (ctypes.c_int64 * NOTE_WORDS).from_address(self.note_address)
+        self.note[0] = 0
+
+    def __enter__(self) -> None:
+        driver = _driver()
+        _checked(driver.cuCtxPushCurrent(self._context))
+
+    def __exit__(self, *exception: object) -> None:
+        _checked(_driver().cuCtxPopCurrent())
+
+    def synchronize(self) -> None:
+        """Wait for all that has been launched."""
+        with self:
+            _checked(_driver().cuCtxSynchronize())
+
+    def load(self, kernel: Kernel) -> tuple[Any, int, struct.Struct]:
+        """A kernel's handle, the threads of its blocks, and how its arguments are packed."""
+        driver = _driver()
+        made, of = code(kernel, self.capability), source(kernel)
+        with self:
+            module = _checked(driver.cuModuleLoadData(made.cubin))
+            function = _checked(driver.cuModuleGetFunction(module, made.name.encode()))
+            # Beyond 48 KiB shared memory must be asked for.
+            most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            _checked(driver.cuFuncSetAttribute(function, most, self.limits.block))
+        entry = (function, of.block, struct.Struct(f"{of.integers}q{of.floats}d"))
+        self._functions[kernel] = entry
+        return entry
+
+    def launch(
+        self, kernel: Kernel, grid: int, shared: int, stream: int,
+        integers: tuple[int, ...], floats: tuple[float, ...] = (),
+    ) -> None:  # fmt: skip
+        """Queue a kernel on a stream, a handle as an integer."""
+        function, block, packing = self._functions.get(kernel) or self.load(kernel)
+        packed = ctypes.create_string_buffer(packing.pack(*integers, *floats), packing.size)
+        size = ctypes.c_size_t(packing.size)
+        extra = (ctypes.c_void_p * 5)(
+            _BUFFER_POINTER, ctypes.addressof(packed), _BUFFER_SIZE, ctypes.addressof(size), _END
+        )
+        with self:
+            _checked(
+                _driver().cuLaunchKernel(
+                    function, grid, 1, 1, block, 1, 1, shared, stream, 0, ctypes.addressof(extra)
+                )
+            )
+
+
+@functools.cache
+def device(ordinal: int) -> Device:
+    """The device of a number."""
+    return Device(ordinal)
+
+
+@functools.cache
+def _driver() -> Any:
+    """The bindings of the driver, initialised."""
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise ImportError(
+            "fastce.cuda: expected the packages of the extra fastce[cuda], or fastce[cuda12] for a "
+            f"driver of CUDA 12: {error}"
+        ) from error
+    try:
+        status = driver.cuInit(0)[0]
+    except RuntimeError as error:  # there is no library to load
+        raise RuntimeError(f"fastce.cuda: expected a CUDA driver, found none: {error}") from error
+    if status:
+        raise RuntimeError(
+            f"fastce.cuda: expected a CUDA device, got {status.name} from the driver"
+        )
+    return driver
+
+
+def _checked(result: tuple[Any, ...]) -> Any:
+    """The value that a call of the driver returns, or its error raised."""
+    status, *values = result
+    if status:
+        raise RuntimeError(f"fastce.cuda: {status.name} from the CUDA driver")
+    return values[0] if values else None

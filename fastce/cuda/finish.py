@@ -1,0 +1,182 @@
+"""What labels lay on classes, and what follows from (m, rest) of a row: numbers and coefficients.
+
+Kernels take plain addresses, strides in bytes and numbers, and gather them here into named tuples,
+which exist while compiling only.  An address of 0 stands for what is absent.
+"""
+
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastce.cuda import machine
+from fastce.cuda.formats import FORMATS, integer, number
+from fastce.cuda.machine import device
+from fastce.cuda.plan import Variant
+from fastce.cuda.rows import cross_entropy, gradient_scale, log1p, target_gradient, weighted_gap
+
+# What stands for the target class of a row whose labels are soft, which is ignored, whose target
+# is not a class.
+SOFT, IGNORED, BAD = np.int32(-1), np.int32(-2), np.int32(-3)
+
+# Arguments of every kernel over rows, in order: 64-bit integers, then float64.
+INTEGERS = (
+    "z", "z_outer", "z_inner", "z_class", "out", "out_outer", "out_inner", "out_class",
+    "rows", "inner", "classes", "targets", "target_code", "ignore",
+    "soft", "soft_outer", "soft_inner", "soft_class", "weight",
+    "upstream", "upstream_step", "upstream_code", "scales",
+    "losses", "z_terms", "lse", "entropy", "predicted",
+)  # fmt: skip
+FLOATS = ("keep", "spread", "z_loss", "cap", "nll_scale", "z_scale")
+
+
+class Labels(NamedTuple):
+    """What the labels of a row lay on its classes: (kept * h_j + spread) * w_j."""
+
+    soft: int
+    soft_step: int
+    weight: int  # of the dtype that is computed with, side by side
+    kept: float  # of soft labels; the target class has its share apart
+    spread: float
+
+
+class Upstream(NamedTuple):
+    """What the gradient of a row is multiplied by: numbers, one per row, one for all."""
+
+    rows: int
+    step: int
+    code: int
+    scales: int  # address of 1 / weight and 1 / count, for the mean
+    nll_scale: float
+    z_scale: float
+
+
+class Sums(NamedTuple):
+    """Of a row: sum u (m - z), sum u, sum e (m - z), and the first class where z is m."""
+
+    gap: float
+    mass: float
+    surprise: float
+    first: Any
+
+
+class Finished(NamedTuple):
+    """Numbers of a row, and its gradient: factor * exp(z_j - m) * 2**power - of_labels * u_j."""
+
+    nll: float
+    z_term: float
+    lse: float
+    factor: float
+    power: int
+    of_labels: float
+    at_target: float
+
+
+_load_f64 = machine.load["f64"]
+_ONE = 1.0
+
+
+@device
+def target_class(targets, code, row, classes, ignore):
+    """The target class of a row, or one of SOFT, IGNORED, BAD."""
+    if targets == 0:
+        return SOFT
+    y = integer(targets, row, code)
+    if y == ignore:
+        return IGNORED
+    if y < 0 or y >= classes:
+        return BAD
+    return np.int32(y)
+
+
+def labelling(variant: Variant) -> SimpleNamespace:
+    """What the labels lay on classes, and the sums that takes, for a variant's dtypes."""
+    real = FORMATS[variant.dtype].compute
+    size = np.dtype(real).itemsize
+    load_weight = machine.load["f64" if size == 8 else "f32"]
+    is_soft, is_spread, is_stats = bool(variant.soft), variant.spread, variant.task == "stats"
+    load_soft = FORMATS[variant.soft or "float32"].load
+
+    @device
+    def class_weight(weight, y):
+        """The weight of a class; 1 where there are none."""
+        w = real(1)
+        if weight != 0:
+            w = load_weight(weight + np.int64(y) * size)
+        return w
+
+    @device
+    def label(labels, j):
+        """What the labels lay on class j beside the target."""
+        u = real(labels.spread)
+        if is_soft:
+            h = load_soft(labels.soft + np.int64(j) * labels.soft_step)
+            u = u + real(labels.kept) * real(h)
+        return u * class_weight(labels.weight, j)
+
+    @device
+    def weigh(sums, labels, j, x, m):
+        """The sums of a row with the capped logit x of class j added, in float64.
+
+        No fixed point fits these sums: they must be taken in an order that depends on classes
+        alone.
+        """
+        gap = sums.gap
+        mass = sums.mass
+        surprise = sums.surprise
+        first = sums.first
+        below = np.float64(m) - np.float64(x)
+        if is_spread:
+            u = np.float64(label(labels, j))
+            gap = gap + weighted_gap(u, below)
+            mass = mass + u
+        if is_stats:
+            e = np.float64(machine.exponential(x - m, real(0)))
+            surprise = surprise + weighted_gap(e, below)
+            if x == m:
+                first = min(first, np.int64(j))
+        return Sums(gap, mass, surprise, first)
+
+    @device
+    def finish_row(row, m, rest, sums, y, z_y, slope, classes, labels, keep, z_loss, upstream):
+        """Everything about a row, in float64."""
+        lse = m + log1p(rest)
+        if abs(m) == np.inf:
+            lse = m
+        t = 0.0
+        u_y = 0.0
+        if y >= 0:
+            w = np.float64(class_weight(labels.weight, y))
+            t = keep * w
+            u_y = labels.spread * w
+        nll = cross_entropy(m, rest, z_y, t, sums.gap, sums.mass)
+        z_term = 0.0
+        if z_loss != 0.0:
+            z_term = z_loss * lse * lse
+        of_labels = upstream.nll_scale
+        of_z = upstream.z_scale
+        if upstream.scales != 0:
+            of_labels = of_labels * _load_f64(upstream.scales)
+            of_z = of_z * _load_f64(upstream.scales + 8)
+        if upstream.rows != 0:
+            up = number(upstream.rows + row * upstream.step, upstream.code, _ONE)
+            of_labels = of_labels * up
+            of_z = of_z * up
+        a = of_labels * (t + sums.mass)
+        if z_loss != 0.0:
+            a = a + 2.0 * of_z * z_loss * lse
+        elif classes == 1 and rest == 0.0:
+            a = 0.0  # one class: the gradient is exactly zero
+            of_labels = 0.0
+        at_target = target_gradient(m, rest, z_y, a, of_labels * (t + u_y)) * slope
+        if y == BAD:
+            nll = np.nan
+            a = np.nan
+        if y == IGNORED:
+            nll = 0.0
+            z_term = 0.0
+            lse = 0.0
+        factor, power = gradient_scale(m, rest, a)
+        return Finished(nll, z_term, lse, factor, power, of_labels, at_target)
+
+    return SimpleNamespace(label=label, weigh=weigh, finish_row=finish_row)

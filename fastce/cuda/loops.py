@@ -1,0 +1,354 @@
+"""Kernels over many rows.
+
+A warp or block for each row whose classes lie side by side, or a thread for each row of any other
+layout or of few classes.
+
+A warp or block does everything in one read and at most one write, as long as the row fits into its
+registers and shared memory; of longer rows what lies beyond is read again, from the L2 cache where
+it holds it.  A thread reads its row three times: from shared memory, into which its block copies a
+tile of short rows and out of which it copies the results; or else from memory, where neighbours
+read side by side if the class axis is not the last, so that two of the three come from the cache.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+from fastce.cuda import machine
+from fastce.cuda.finish import (
+    BAD,
+    FLOATS,
+    IGNORED,
+    INTEGERS,
+    Labels,
+    Sums,
+    Upstream,
+    labelling,
+    target_class,
+)
+from fastce.cuda.formats import FORMATS
+from fastce.cuda.machine import (
+    WARP,
+    barrier,
+    block,
+    copy_async,
+    quotient,
+    reciprocal,
+    thread,
+    wait_for_copies,
+)
+from fastce.cuda.parts import Coefficients, elements, runs
+from fastce.cuda.plan import COEFFICIENTS, TARGET, ZERO, Variant
+from fastce.cuda.rows import cap_slope, capped, gradient_scale, log1p, reference, top_two
+
+_MINUS_INF = np.float32(-np.inf)
+_store_i64 = machine.store["i64"]
+_shared_f64, _put_f64 = machine.shared_load["f64"], machine.shared_store["f64"]
+
+SIGNATURE = (len(INTEGERS), len(FLOATS))
+_TARGETED = ("loss", "gradient", "stats")
+_WRITING = ("gradient", "softmax", "log_softmax")
+
+
+@machine.device
+def row_offset(row, inner, outer_stride, inner_stride):
+    """Bytes from the first row to a row, the rows lying in memory as (outer, inner)."""
+    if inner == 1:
+        return row * outer_stride
+    outer = quotient(row, inner)
+    return outer * outer_stride + (row - outer * inner) * inner_stride
+
+
+def row_reports(variant: Variant) -> Any:
+    """Device function: the numbers of a finished row go to memory; returns its coefficients."""
+    form, task = FORMATS[variant.dtype], variant.task
+    real, loss_size = form.compute, 8 if form.size == 8 else 4
+    store = machine.store["f64" if form.size == 8 else "f32"]
+    loses, is_stats = task in _TARGETED, task == "stats"
+    is_lse, is_softmax, is_log = task == "logsumexp", task == "softmax", task == "log_softmax"
+    is_capped, finish_row = variant.capped, labelling(variant).finish_row
+
+    @machine.device
+    def report(
+        is_first, row, m, rest, sums, y, raw_y, classes, labels, upstream, keep, z_loss, cap,
+        losses, z_terms, lse_out, entropy_out, predicted,
+    ):  # fmt: skip
+        if is_log:
+            return log1p(rest), np.int64(0), 0.0, 0.0
+        if is_softmax:
+            factor, power = gradient_scale(m, rest, 1.0)
+            return factor, power, 0.0, 0.0
+        z_y = raw_y
+        slope = 1.0
+        if is_capped and y >= 0:
+            slope = np.float64(cap_slope(raw_y, cap))
+            z_y = capped(raw_y, cap)
+        done = finish_row(
+            row, m, rest, sums, y, np.float64(z_y), slope, classes, labels, keep, z_loss, upstream
+        )
+        if is_first:
+            if loses:
+                nll = done.nll
+                if z_terms != 0:
+                    store(z_terms + row * loss_size, real(done.z_term))
+                else:
+                    nll = nll + done.z_term
+                store(losses + row * loss_size, real(nll))
+            if is_stats or is_lse:
+                store(lse_out + row * loss_size, real(done.lse))
+            if is_stats:
+                uncertainty = sums.surprise * reciprocal(1.0 + rest) + log1p(rest)
+                found = sums.first
+                if y == BAD:
+                    uncertainty = np.nan
+                if y == IGNORED:
+                    uncertainty = 0.0
+                    found = np.int64(-1)
+                store(entropy_out + row * loss_size, real(uncertainty))
+                _store_i64(predicted + row * 8, found)
+        return done.factor, done.power, done.of_labels, done.at_target
+
+    return report
+
+
+def row_kernel(variant: Variant) -> Any:
+    """One warp or one block per row."""
+    form, run = FORMATS[variant.dtype], runs(variant)
+    place, edge_of, fill = run.place, run.edge_of, run.fill
+    statistics, sums_of, write = run.statistics, run.sums_of, run.write
+    report = row_reports(variant)
+    threads, per_block = variant.threads, variant.block // variant.threads
+    thread_bits = threads.bit_length() - 1
+    size, words, real, word = form.size, form.words, form.compute, form.word
+    registers, load = variant.vectors * form.words, form.load
+    several = threads > WARP
+    has_target, writes = variant.task in _TARGETED, variant.task in _WRITING
+    is_soft, sums_up = bool(variant.soft), variant.spread or variant.task == "stats"
+
+    @machine.device
+    def stand(z, z_outer, z_inner, rows, inner, classes):
+        """Where this thread stands; a run of the last block without a row has no classes."""
+        tid = thread()
+        row = np.int64(block()) * per_block + (tid >> thread_bits)
+        count = classes
+        if row >= rows:
+            count = np.int64(0)
+            row = rows - 1
+        offset = row_offset(row, inner, z_outer, z_inner)
+        return place(z, row, offset, count, np.int32(tid & (threads - 1)))
+
+    def kernel(
+        z, z_outer, z_inner, z_class, out, out_outer, out_inner, out_class,
+        rows, inner, classes, targets, target_code, ignore,
+        soft, soft_outer, soft_inner, soft_class, weight,
+        upstream, upstream_step, upstream_code, scales,
+        losses, z_terms, lse_out, entropy_out, predicted,
+        keep, spread, z_loss, cap64, nll_scale, z_scale,
+    ):  # fmt: skip
+        cap = real(cap64)
+        at = stand(z, z_outer, z_inner, rows, inner, classes)
+        held = cuda.local.array(registers, word)
+        spare = cuda.local.array(words, word)
+        edge_z = edge_of(at)
+        fill(held, at)
+        y = IGNORED
+        raw_y = real(0)
+        if at.classes > 0 and (not several or at.lane == 0):
+            y = target_class(targets, target_code, at.row, classes, ignore)
+            if has_target and y >= 0:
+                raw_y = load(at.address + np.int64(y) * size)
+        if several and at.lane == 0:  # registers are scarce until the row is done with
+            _put_f64(TARGET, np.float64(y))
+            _put_f64(TARGET + 8, np.float64(raw_y))
+            _put_f64(ZERO, 0.0)
+        m, rest = statistics(held, spare, edge_z, at, cap)
+        h = soft
+        if is_soft:
+            h = soft + row_offset(at.row, inner, soft_outer, soft_inner)
+        labels = Labels(h, soft_class, weight, keep, spread)
+        sums = Sums(0.0, 0.0, 0.0, np.int64(0))
+        if sums_up:
+            sums = sums_of(at, m, cap, labels)
+        factor = 0.0
+        power = np.int64(0)
+        of_labels = 0.0
+        at_target = 0.0
+        # What belongs to the row takes a hundred float64 operations: one thread of a block does it,
+        # and in a single warp all do.
+        if not several or at.lane == 0:
+            if several:
+                y = np.int32(_shared_f64(TARGET))
+                raw_y = real(_shared_f64(TARGET + 8))
+            factor, power, of_labels, at_target = report(
+                at.lane == 0 and at.classes > 0, at.row, np.float64(m), rest, sums, y, raw_y,
+                classes, labels, Upstream(
+                    upstream, upstream_step, upstream_code, scales, nll_scale, z_scale
+                ), keep, z_loss, cap, losses, z_terms, lse_out, entropy_out, predicted,
+            )  # fmt: skip
+            if writes and several:
+                _put_f64(COEFFICIENTS, factor)
+                _put_f64(COEFFICIENTS + 8, np.float64(power))
+                _put_f64(COEFFICIENTS + 16, of_labels)
+                _put_f64(COEFFICIENTS + 24, at_target)
+        if writes:
+            if several:
+                barrier()
+                factor = _shared_f64(COEFFICIENTS)
+                power = np.int64(_shared_f64(COEFFICIENTS + 8))
+                of_labels = _shared_f64(COEFFICIENTS + 16)
+                at_target = _shared_f64(COEFFICIENTS + 24)
+                y = np.int32(_shared_f64(TARGET))
+            row = Coefficients(m, real(factor), real(power), real(of_labels), real(at_target), cap)
+            at = stand(z, z_outer, z_inner, rows, inner, classes)
+            to = out + row_offset(at.row, inner, out_outer, out_inner)
+            write(held, spare, at, to, y, row, labels)
+
+    return kernel
+
+
+def thread_kernel(variant: Variant) -> Any:
+    """One thread per row: its classes any number of bytes apart, or in a tile of short rows."""
+    form, element = FORMATS[variant.dtype], elements(variant)
+    add_one, rest_of, result = element.add_one, element.rest, element.result
+    report, weigh = row_reports(variant), labelling(variant).weigh
+    per_block, real, size = variant.block, form.compute, form.size
+    tiled = variant.regime == "tile"
+    take = form.shared_load if tiled else form.load
+    give = form.shared_store if tiled else form.store
+    copy, write_back = tile_copies(variant)
+    writes, has_target = variant.task in _WRITING, variant.task in _TARGETED
+    is_capped, is_soft = variant.capped, bool(variant.soft)
+    sums_up = variant.spread or variant.task == "stats"
+
+    @machine.device
+    def work(
+        at, to, class_step, out_step, start, row, y, classes, labels, upstream, keep, z_loss, cap,
+        losses, z_terms, lse_out, entropy_out, predicted,
+    ):  # fmt: skip
+        """Everything about the row at `at`, for results at `to`; sums of terms begin at `start`."""
+        m = real(_MINUS_INF)
+        second = real(_MINUS_INF)
+        j = start
+        for _ in range(classes):
+            m, second = top_two(m, second, take(at + j * class_step))
+            j = j + 1 if j + 1 < classes else np.int64(0)
+        if is_capped:
+            m = capped(m, cap)
+            second = capped(second, cap)
+        ref = reference(m, second)
+        high = np.int64(0)
+        low = np.int64(0)
+        j = start
+        for _ in range(classes):
+            high, low = add_one(high, low, take(at + j * class_step), ref, cap)
+            j = j + 1 if j + 1 < classes else np.int64(0)
+        rest = rest_of(m, ref, high, low)
+        sums = Sums(0.0, 0.0, 0.0, np.int64(classes))
+        if sums_up:
+            for j in range(classes):
+                x = take(at + j * class_step)
+                if is_capped:
+                    x = capped(x, cap)
+                sums = weigh(sums, labels, j, x, m)
+        raw_y = real(0)
+        if has_target and y >= 0:
+            raw_y = take(at + np.int64(y) * class_step)
+        factor, power, of_labels, at_target = report(
+            True, row, np.float64(m), rest, sums, y, raw_y, classes, labels, upstream, keep,
+            z_loss, cap, losses, z_terms, lse_out, entropy_out, predicted,
+        )  # fmt: skip
+        if writes:
+            done = Coefficients(m, real(factor), real(power), real(of_labels), real(at_target), cap)
+            j = start
+            for _ in range(classes):
+                g = result(take(at + j * class_step), j, done, labels)
+                if j == y:
+                    g = done.at_target
+                if y == IGNORED:
+                    g = real(0)
+                give(to + j * out_step, g)
+                j = j + 1 if j + 1 < classes else np.int64(0)
+
+    def kernel(
+        z, z_outer, z_inner, z_class, out, out_outer, out_inner, out_class,
+        rows, inner, classes, targets, target_code, ignore,
+        soft, soft_outer, soft_inner, soft_class, weight,
+        upstream, upstream_step, upstream_code, scales,
+        losses, z_terms, lse_out, entropy_out, predicted,
+        keep, spread, z_loss, cap64, nll_scale, z_scale,
+    ):  # fmt: skip
+        tid = np.int64(thread())
+        first = np.int64(block()) * per_block
+        row = first + tid
+        if tiled:
+            copy(z, first, rows, classes)
+            barrier()
+        if row < rows:
+            at = z + row_offset(row, inner, z_outer, z_inner)
+            to = out + row_offset(row, inner, out_outer, out_inner)
+            class_step = z_class
+            out_step = out_class
+            start = np.int64(0)
+            if tiled:
+                at = tid * classes * size
+                to = at
+                class_step = np.int64(size)
+                out_step = class_step
+                # Neighbours begin at different classes, or they would meet in the same banks.
+                start = tid - quotient(tid, classes) * classes
+            h = soft
+            if is_soft:
+                h = soft + row_offset(row, inner, soft_outer, soft_inner)
+            work(
+                at, to, class_step, out_step, start, row,
+                target_class(targets, target_code, row, classes, ignore), classes,
+                Labels(h, soft_class, weight, keep, spread),
+                Upstream(upstream, upstream_step, upstream_code, scales, nll_scale, z_scale),
+                keep, z_loss, real(cap64),
+                losses, z_terms, lse_out, entropy_out, predicted,
+            )  # fmt: skip
+        if tiled and writes:
+            barrier()
+            write_back(out, first, rows, classes)
+
+    return kernel
+
+
+def tile_copies(variant: Variant) -> Any:
+    """Device functions: a block's rows, one after the other in memory, to shared memory and back.
+
+    A full tile is a whole number of vectors, so that if the first one is aligned all are.
+    """
+    form, threads = FORMATS[variant.dtype], variant.block
+    size, words, word, width = form.size, form.words, form.word, 16 // form.size
+    load, store = form.load, form.store
+    shared_load, shared_store = form.shared_load, form.shared_store
+    shared_load_vector, store_vector = form.shared_load_vector, form.store_vector
+
+    @machine.device
+    def copy(z, first, rows, classes):
+        tid = np.int64(thread())
+        count = min(np.int64(threads), rows - first) * classes
+        base = z + first * classes * size
+        whole = count * size >> 4
+        for i in range(tid, whole, threads):
+            copy_async(16 * i, base + 16 * i)
+        for j in range(whole * width + tid, count, threads):
+            shared_store(j * size, load(base + j * size))
+        wait_for_copies()
+
+    @machine.device
+    def write_back(out, first, rows, classes):
+        tid = np.int64(thread())
+        spare = cuda.local.array(words, word)
+        count = min(np.int64(threads), rows - first) * classes
+        base = out + first * classes * size
+        whole = count * size >> 4
+        for i in range(tid, whole, threads):
+            shared_load_vector(16 * i, spare, 0)
+            store_vector(base + 16 * i, spare, 0)
+        for j in range(whole * width + tid, count, threads):
+            store(base + j * size, shared_load(j * size))
+
+    return copy, write_back

@@ -1,0 +1,45 @@
+"""The names of `driver` for numba's simulator: one device, whose memory is the host's."""
+
+import ctypes
+import functools
+
+import numpy as np
+from numba import cuda
+
+from fastce.cuda import simulated
+from fastce.cuda.kernels import Kernel, source
+from fastce.cuda.plan import Limits
+
+NOTE_WORDS = 5
+
+
+class Device:
+    """The simulated device."""
+
+    capability = (9, 0)
+    limits = Limits(232_448, 233_472)
+
+    def __init__(self, ordinal: int) -> None:
+        self.ordinal = ordinal
+        self.note = (ctypes.c_int64 * NOTE_WORDS)()
+        self.note_address = ctypes.addressof(self.note)
+
+    def synchronize(self) -> None:
+        """A simulated launch has ended when it returns."""
+
+    def launch(
+        self, kernel: Kernel, grid: int, shared: int, stream: int,
+        integers: tuple[int, ...], floats: tuple[float, ...] = (),
+    ) -> None:  # fmt: skip
+        """Run a kernel."""
+        of = source(kernel)
+        assert (len(integers), len(floats)) == (of.integers, of.floats)
+        arguments = [*map(np.int64, integers), *map(np.float64, floats)]
+        cuda.jit(of.function)[grid, of.block, 0, shared](*arguments)
+        simulated.forget_warps()  # type: ignore[no-untyped-call]
+
+
+@functools.cache
+def device(ordinal: int) -> Device:
+    """The simulated device."""
+    return Device(ordinal)

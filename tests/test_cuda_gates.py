@@ -1,0 +1,47 @@
+"""CUDA kernels compile without a device, hold their rows in registers, and move 16 bytes at a time.
+
+A few kernels here, chosen so that each line of the launch table, each dtype and each architecture
+comes once; `cuda_gates` does them all.
+"""
+
+import importlib.util
+
+import pytest
+
+if importlib.util.find_spec("numba_cuda") is None:
+    pytest.skip("numba-cuda is not installed", allow_module_level=True)
+
+from fastce.cuda.plan import variant
+from tests.cuda_gates import REGIMES, faults, gate
+
+KERNELS = [
+    ("float32", "gradient", "tile", {}, (9, 0)),
+    ("bfloat16", "gradient", "strided", {}, (8, 0)),
+    ("float32", "gradient", "32 x 8", {}, (9, 0)),
+    ("bfloat16", "gradient", "128 x 4", {}, (10, 0)),
+    ("bfloat16", "gradient", "512 x 4", {}, (9, 0)),
+    ("float16", "gradient", "512 x 2 shared", {}, (8, 0)),
+    ("bfloat16", "gradient", "1024 x 2 shared", {"capped": True}, (9, 0)),
+    ("float64", "loss", "1024 x 2 memory", {"spread": True}, (9, 0)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype, task, regime, options, capability", KERNELS)
+def test_kernel(dtype, task, regime, options, capability):
+    runs = REGIMES[regime]
+    kernel = variant(dtype, task, runs, **options)
+    found = gate(kernel, capability)
+    print(kernel, found)
+    assert faults(kernel, runs, found) == []
+
+
+def test_device_functions_in_a_kernel_of_ones_own():
+    from numba import cuda
+    from numba.cuda import types
+
+    from tests.cuda_user import losses_of_rows
+
+    signature = types.void(types.float32[:, :], types.int64[:], types.float64[:])
+    text, _ = cuda.compile_ptx(losses_of_rows, signature, cc=(9, 0))
+    assert ".visible .entry" in text
+    assert ".local" not in text
