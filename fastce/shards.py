@@ -153,7 +153,7 @@ class _Slice:
             self.soft = arguments.float_array("targets", labels)
             return
         self.hard = arguments.hard_labels(labels, classes, ignore_index)
-        bad_row = calls.check_targets(self.hard, classes, ignore_index, None).bad_row
+        bad_row = calls.check_targets(self.hard, classes, ignore_index, None)[0]
         if bad_row >= 0:
             raise arguments.bad_target(labels, bad_row, classes)
 

@@ -23,7 +23,7 @@ from fastce.cpu import binned, columns, rows
 from fastce.cpu.constants import constant
 from fastce.cpu.elementary import exp_scale, exp_scaled
 from fastce.cpu.jit import device, kernel
-from fastce.cpu.loops import _capped_number
+from fastce.cpu.loops import capped_number
 from fastce.cpu.memory import (
     address,
     address_as,
@@ -126,7 +126,7 @@ def partial_rows(
                     continue
                 y = targets[i] - class_offset
                 if 0 <= y < classes:
-                    z_y = _capped_number(load_number(logits, offset + y * each), softcap, zero)[0]
+                    z_y = capped_number(load_number(logits, offset + y * each), softcap, zero)[0]
                     w_y = 1.0 if weight is None else np.float64(weight[y])
             m, rest = rows.statistics(logits, offset, classes, step, softcap)
             first = rows.first_maximum(logits, offset, 0, classes, step, softcap, m)
@@ -206,7 +206,7 @@ def partial_columns(
                     y = targets[i + lane] - class_offset
                     if 0 <= y < classes:
                         raw = load_number(tile, place + y * advance)
-                        z_y = _capped_number(raw, softcap, zero)[0]
+                        z_y = capped_number(raw, softcap, zero)[0]
                         w_y = 1.0 if weight is None else np.float64(weight[y])
                 top, at = _known_maximum(
                     tile, place, classes, advance,
@@ -366,7 +366,7 @@ def _special(
         label += keep * load_number(soft, soft_offset + j * soft_each)
     if weight is not None:
         label *= weight[j]
-    slope = _capped_number(load_number(base, offset + j * each), softcap, like)[1]
+    slope = capped_number(load_number(base, offset + j * each), softcap, like)[1]
     return j, slope * rows.target_gradient(m, rest, z, a, scale * (u + label))
 
 
