@@ -37,6 +37,7 @@ def _arguments(
 def loss(
     input: Tensor, target: Tensor, weight: Tensor | None, axis: int, options: Options
 ) -> Tensor:
+    """The loss alone."""
     loss = fastce.cross_entropy(**_arguments(input, target, weight, axis, options))
     return loss_tensor(loss, loss_dtype(input))
 
@@ -44,6 +45,7 @@ def loss(
 def loss_and_gradient(
     input: Tensor, target: Tensor, weight: Tensor | None, axis: int, options: Options, out: Tensor
 ) -> Tensor:
+    """The loss, and its gradient into `out`, in one pass."""
     loss, _ = fastce.cross_entropy_and_grad(
         **_arguments(input, target, weight, axis, options), out=array(out)
     )
@@ -54,6 +56,7 @@ def gradient(
     grad_output: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, axis: int,
     options: Options, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
+    """The gradient times an upstream one, into `out` or fresh memory."""
     out = empty_like(input) if out is None else out
     fastce.cross_entropy_and_grad(
         **_arguments(input, target, weight, axis, options),
