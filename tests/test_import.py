@@ -8,7 +8,10 @@ import pytest
 import fastce
 from tests.conftest import PACKAGE
 
-FRAMEWORKS = {"torch", "jax", "tensorflow", "sklearn", "scipy", "pandas", "cupy", "ml_dtypes"}
+FRAMEWORKS = {
+    "torch", "jax", "tensorflow", "sklearn", "scipy", "pandas", "cupy", "ml_dtypes", "mpi4py",
+    "dask",
+}  # fmt: skip
 COMPILER = {"numba", "llvmlite"}
 
 LOSS = [
