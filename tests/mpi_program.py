@@ -40,8 +40,8 @@ def classes_divided():
     part = own(CLASSES)
     logits = draw((ROWS, CLASSES), scale=3.0)
     for options in OPTIONS:
-        for targets in (draw_targets((ROWS,), CLASSES), draw_soft((ROWS, CLASSES))):
-            soft = targets.ndim == 2
+        for soft in (False, True)[: 2 if "reduction" not in options else 1]:
+            targets = draw_soft((ROWS, CLASSES)) if soft else draw_targets((ROWS,), CLASSES)
             given = dict(options)
             if soft and "ignore_index" in given:
                 del given["ignore_index"]

@@ -10,7 +10,7 @@ from tests.conftest import PACKAGE
 
 FRAMEWORKS = {
     "torch", "jax", "tensorflow", "sklearn", "scipy", "pandas", "cupy", "ml_dtypes", "xgboost",
-    "lightgbm",
+    "lightgbm", "mpi4py", "dask",
 }  # fmt: skip
 COMPILER = {"numba", "llvmlite"}
 
