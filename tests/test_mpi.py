@@ -13,7 +13,7 @@ SECONDS = 300
 
 
 def mpiexec(ranks, *command, **environment):
-    """Run Python on some ranks; a run that hangs is killed, all of it, and fails."""
+    """Run Python on some ranks; one that fails ends all, and a run that hangs is killed."""
     assert MPIEXEC, "an MPI library is part of the extra `test`"
     env = os.environ | {
         "PYTHONPATH": str(ROOT), "FASTCE_NUM_THREADS": "1", "OMP_NUM_THREADS": "1",
@@ -24,7 +24,7 @@ def mpiexec(ranks, *command, **environment):
         **environment,
     }  # fmt: skip
     process = subprocess.Popen(
-        [MPIEXEC, "-n", str(ranks), sys.executable, *command],
+        [MPIEXEC, "-n", str(ranks), sys.executable, "-m", "mpi4py", *command],
         env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
     )  # fmt: skip
