@@ -337,10 +337,10 @@ def test_a_graph_that_is_kept_owns_no_gradient_that_is_handed_over():
     """Gradients add up into the first one, which no later pass may see again."""
     logits, target = problem()
     loss = ft.cross_entropy(logits, target)
-    for _ in range(3):
-        loss.backward(retain_graph=True)
+    for upstream in (1.0, 2.0, 1.0):
+        loss.backward(torch.tensor(upstream), retain_graph=True)
     (once,) = torch.autograd.grad(ft.cross_entropy(logits, target), logits)
-    assert_close(logits.grad, 3 * once)
+    assert_close(logits.grad, 4 * once)
 
 
 @pytest.mark.parametrize("upstream", [1.0, 0.5])
@@ -476,6 +476,8 @@ def test_transforms_agree_with_autograd():
     losses = torch.func.vmap(lambda z, y: ft.cross_entropy(z, y))(z, nothing)
     assert losses.isnan().all()
     assert not torch.func.vmap(torch.func.grad(ft.cross_entropy))(z, nothing).any()
+    weightless = torch.func.vmap(torch.func.grad(ft.cross_entropy), in_dims=(0, 0, None))
+    assert not weightless(z, target, torch.zeros(5)).any()
 
 
 @pytest.mark.filterwarnings("ignore:.*jit.script:DeprecationWarning")  # torch's own, in jvp
@@ -654,7 +656,9 @@ def test_modules_take_the_place_of_torchs():
 
 def test_module_of_the_head_takes_the_place_of_torchs():
     x, target = problem((6, 4))[0], torch.arange(6) % 5
-    ours, theirs = (n.LinearCrossEntropyLoss(4, 5, bias=True) for n in (ft, torch.nn))
+    weight = OPTIONS["weight"]["weight"]
+    ours = ft.LinearCrossEntropyLoss(4, 5, bias=True, weight=torch.zeros(5))
+    theirs = torch.nn.LinearCrossEntropyLoss(4, 5, bias=True, weight=weight)
     saved_and_loaded(theirs, ours)
     loss = ours(x, target)
     assert_close(loss, theirs(x, target))
