@@ -76,8 +76,8 @@ def device(value):
     return to_device(value) if isinstance(value, np.ndarray) and value.ndim else value
 
 
-def run(logits, targets, *, in_place=False, out=None, **options):
-    """Loss and gradient on the device; the loss alone has the same bits."""
+def run(logits, targets, *, alone=not SIMULATED, in_place=False, out=None, **options):
+    """Loss and gradient on the device; the loss `alone` has the same bits."""
     given = {name: device(value) for name, value in options.items()}
     z, y = to_device(logits.copy() if in_place else logits), to_device(np.asarray(targets))
     out = z if in_place else out
@@ -85,15 +85,14 @@ def run(logits, targets, *, in_place=False, out=None, **options):
     assert out is None or grad is out
     loss, grad = to_host(loss), to_host(grad)
     given.pop("grad_output", None)
-    z = to_device(logits)
-    alone = to_host(fastce.cross_entropy(z, y, **given))
-    assert same_bits(alone, loss), (alone, loss)
+    if alone:
+        assert same_bits(to_host(fastce.cross_entropy(to_device(logits), y, **given)), loss)
     return loss, grad
 
 
-def check(logits, targets, *, anywhere=False, **options):
+def check(logits, targets, *, anywhere=False, alone=not SIMULATED, **options):
     want = oracle.cross_entropy(logits, targets, **options)
-    loss, grad = run(logits, targets, **options)
+    loss, grad = run(logits, targets, alone=alone, **options)
     assert_loss(loss, want.loss, logits.dtype, anywhere=anywhere)
     assert_gradient(grad, want.grad, logits.dtype)
     return loss, grad
@@ -105,11 +104,10 @@ def test_every_dtype_in_every_regime(dtype, regime):
     classes = classes_of(regime, dtype)
     logits, targets = draw((ROWS, classes), dtype, scale=1.5), draw_targets((ROWS,), classes)
     targets[1] = -100
-    loss, grad = check(logits, targets, reduction="none")
-    for row in (0, 2):
-        one, its_grad = run(logits[row : row + 1].copy(), targets[row : row + 1], reduction="none")
-        assert same_bits(one[0], loss[row])
-        assert same_bits(its_grad[0], grad[row])
+    loss, grad = check(logits, targets, reduction="none", alone=True)
+    one, its_grad = run(logits[2:3].copy(), targets[2:3], reduction="none")
+    assert same_bits(one[0], loss[2])
+    assert same_bits(its_grad[0], grad[2])
     _, in_place = run(logits, targets, in_place=True, reduction="none")
     assert same_bits(in_place, grad)
 
@@ -123,13 +121,14 @@ def test_every_option(option, regime):
     rows, classes = (ROWS,), classes_of(regime, F32)
     targets, options = OPTIONS[option](rows, classes, F32)
     options.pop("normalizer", None)
-    check(draw((*rows, classes), scale=1.5), targets, reduction="none", **options)
+    alone = regime == "tile"
+    check(draw((*rows, classes), scale=1.5), targets, reduction="none", alone=alone, **options)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_every_option_with_every_reduction(option, reduction):
-    rows, classes = (40,), 5  # several parts of a sum
+    rows, classes = (26,), 5  # several parts of a sum
     targets, options = OPTIONS[option](rows, classes, np.float64)
     if reduction == "sum":
         options.pop("normalizer", None)
@@ -170,8 +169,8 @@ def test_confident_rows(lead, regime, offset):
 @pytest.mark.parametrize("regime", REGIMES)
 def test_special_values(regime):
     classes = classes_of(regime, F32)
-    logits = draw((9, classes))
-    targets = np.full(9, 1)
+    logits = draw((8, classes))
+    targets = np.full(8, 1)
     logits[0, 0], logits[1, 2], logits[2, 1], logits[3] = NAN, INF, INF, -INF
     logits[4, 1] = logits[5, 0] = logits[5, -1] = -INF
     logits[6], targets[6] = NAN, -100
