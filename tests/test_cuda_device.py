@@ -213,6 +213,14 @@ def test_a_bad_target_is_reported_later(regime):
         cuda.cross_entropy(to_device(logits), to_device(np.zeros((2, ROWS), int)))
 
 
+def test_the_first_of_several_bad_targets_is_named():
+    targets = np.zeros(30, int)
+    targets[[3, 11, 15, 29]] = -1, -2, -3, -4  # one thread's, its part's, and another part's
+    cuda.cross_entropy(to_device(draw((30, 2))), to_device(targets))
+    with pytest.raises(IndexError, match=r"got -1 at index \(3,\)"):
+        cuda.synchronize()
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_nothing_counts(dtype):
     logits, targets = draw((3, 5), dtype), np.full(3, -100)
