@@ -297,12 +297,13 @@ def test_layouts(layout, kind):
 
 
 @pytest.mark.parametrize(
-    "classes, option", [(61, "z-loss"), (35, "smoothing"), (21, "softcap"), (21, "soft")]
+    "classes, option, dtype",
+    [(61, "z-loss", F32), (55, "smoothing", FLOATS[0]), (21, "softcap", F32), (21, "soft", F32)],
 )
-def test_same_bits_at_every_place(classes, option):
+def test_same_bits_at_every_place(classes, option, dtype):
     """Odd rows start at every alignment."""
-    targets, options = OPTIONS[option]((1,), classes, F32)
-    logits = np.repeat(draw((1, classes), scale=3.0), 4, axis=0)
+    targets, options = OPTIONS[option]((1,), classes, dtype)
+    logits = np.repeat(draw((1, classes), dtype, scale=3.0), 4, axis=0)
     loss, grad = run(logits, np.repeat(targets, 4, axis=0), reduction="none", **options)
     for row in range(1, 4):
         assert same_bits(loss[row], loss[0])
@@ -384,6 +385,7 @@ ERRORS = {
     "shape of weight": (
         ValueError, r"weight: expected shape \(4,\)", lambda: _call(weight=draw(3))
     ),
+    "integer weight": (TypeError, "weight: expected float64", lambda: _call(weight=np.ones(4, int))),
     "smoothing": (ValueError, "label_smoothing", lambda: _call(label_smoothing=2.0)),
     "softcap": (ValueError, "softcap", lambda: _call(softcap=-1.0)),
     "reduction": (ValueError, "reduction", lambda: _call(reduction="avg")),
