@@ -1,5 +1,6 @@
 """From checked arguments to launches: which kernel, with which addresses, on which stream."""
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -20,7 +21,11 @@ else:
 _DIVISORS = 4  # numbers at the beginning of the scratch memory
 _SUM_SHARED = 24 * plan.SUM_THREADS
 _INT64 = 1 << 63
-_shapes: dict[tuple[int, ...], int] = {}  # of targets, by the number that notes name them with
+_MOST_CLASSES = (1 << 31) - 1  # positions in a row are 32-bit
+_MOST_SHAPES = 4096
+# Shapes of targets and the numbers that notes name them with; a program may have any number.
+_shapes: dict[tuple[int, ...], int] = {}
+_numbers = itertools.count()
 
 
 class Divisors(NamedTuple):
@@ -66,7 +71,7 @@ def raise_noted(ordinal: int) -> None:
         return
     _, row, value, classes, number = note
     note[0] = 0
-    shape = next(shape for shape, known in _shapes.items() if known == number)
+    shape = next((shape for shape, known in _shapes.items() if known == number), (row + 1,))
     index = []
     for size in reversed(shape):
         row, i = divmod(row, size)
@@ -111,7 +116,7 @@ def weigh_targets(
     """
     device, double = _device(memory), weight is not None and weight.itemsize == 8
     share, parts = plan.shares(count)
-    number = _shapes.setdefault(targets.shape, len(_shapes)) if targets else 0
+    number = _shape_number(targets.shape) if targets else 0
     integers = (
         address(targets), CODES[targets.dtype.name] if targets else 0, count, classes,
         _int64(options.ignore_index), address(weight), share, parts,
@@ -130,6 +135,8 @@ def rows(
     """Launch what computes `task` for every row."""
     options, results = options or Options(), results or Results()
     device, classes = _device(z), z.shape[axis]
+    if classes > _MOST_CLASSES:
+        raise ValueError(f"logits: expected at most {_MOST_CLASSES} classes, got {classes}")
     spread = options.label_smoothing / classes
     present = [a for a in (z, out, soft) if a is not None]
     upstream_step = 0 if upstream is None or not upstream.shape else upstream.itemsize
@@ -176,6 +183,14 @@ def reduce(losses: Array, z_terms: Array | None, divisors: Divisors, memory: Arr
     divide = (divisors.weight, divisors.rows)
     _sum(device, "losses", losses.itemsize == 8, parts, losses.stream, integers, divide)
     return loss.owner
+
+
+def _shape_number(shape: tuple[int, ...]) -> int:
+    if shape not in _shapes:
+        if len(_shapes) == _MOST_SHAPES:
+            _shapes.clear()
+        _shapes[shape] = next(_numbers)
+    return _shapes[shape]
 
 
 def _sum(

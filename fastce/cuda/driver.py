@@ -13,6 +13,7 @@ from fastce.cuda.kernels import Kernel, code, source
 from fastce.cuda.plan import Limits
 
 _BUFFER_POINTER, _BUFFER_SIZE, _END = 1, 2, 0  # CU_LAUNCH_PARAM_...
+_OLDEST = (8, 0)  # the first with maxima that keep NaN, of pairs of 16-bit floats too
 NOTE_WORDS = 5  # whether there is a bad target; its row, value; the classes; what call it was of
 
 
@@ -30,6 +31,11 @@ class Device:
             return int(_checked(driver.cuDeviceGetAttribute(which, handle)))
 
         self.capability = (read("COMPUTE_CAPABILITY_MAJOR"), read("COMPUTE_CAPABILITY_MINOR"))
+        if self.capability < _OLDEST:
+            raise RuntimeError(
+                "fastce.cuda: expected a device of compute capability 8.0 or later, got "
+                "{}.{}".format(*self.capability)
+            )
         self.limits = Limits(
             read("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"), read("MAX_SHARED_MEMORY_PER_MULTIPROCESSOR")
         )

@@ -9,6 +9,7 @@ from fastce.cuda import calls
 from fastce.cuda.arrays import (
     Array,
     device_array,
+    float_array,
     in_row_order,
     overlap,
     same_memory,
@@ -32,7 +33,7 @@ class Call:
         self.dtype = fit.dtype.__name__
         self.weight = None
         if weight is not None:
-            given = device_array("weight", weight, z)
+            given = float_array("weight", weight, z)
             arguments.check_class_weight("weight", given.dtype, given.shape, self.classes)
             self.weight = given
         self.targets = in_row_order("targets", labels) if fit.hard else None
@@ -46,10 +47,8 @@ class Call:
             scalar, per_row = arguments.upstream(value, (), reduction)
             assert per_row is None
             return scalar, None
-        array = device_array("grad_output", value, self.logits)
+        array = float_array("grad_output", value, self.logits)
         arguments.check_upstream(array.dtype, array.shape, self.rows, reduction)
-        if array.dtype.name not in ("float64", "float32", "float16", "bfloat16"):
-            raise TypeError(f"grad_output: expected floats, got {array.dtype}")
         return 1.0, in_row_order("grad_output", array)
 
     def run(

@@ -16,6 +16,7 @@ SIMULATED = True
 WARP = 16  # lanes; a run needs two for each class of a vector, for its edges
 
 memory = None
+_PATIENCE = 600  # seconds: threads that no longer meet are a fault of the kernel
 _KINDS = {
     "f32": np.float32,
     "f64": np.float64,
@@ -131,9 +132,9 @@ def exchange(value, distance):
         warp = _warps.setdefault((id(me._manager), me.thread_id // WARP), _Warp())
     lane = me.thread_id % WARP
     warp.values[lane] = value
-    warp.barrier.wait(timeout=60)
+    warp.barrier.wait(timeout=_PATIENCE)
     other = warp.values[lane ^ distance]
-    warp.barrier.wait(timeout=60)
+    warp.barrier.wait(timeout=_PATIENCE)
     return other
 
 
