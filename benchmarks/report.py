@@ -34,6 +34,8 @@ from benchmarks.cases import (
 from benchmarks.measure import Effort, Named, Result, measure
 from benchmarks.memory import Extra, extra
 from benchmarks.startup import Startup, startup
+from benchmarks.targets import verdicts
+from benchmarks.timing import Contestant, alternately
 from fastce._cli import terminal
 
 
@@ -64,10 +66,16 @@ class Plan(NamedTuple):
     logits: int
     steps: int
     starts: int
+    rows: Sequence[int]  # of 32000 classes
 
 
-FULL = Plan(Effort(turns=12, seconds=0.02), quick=False, logits=1 << 25, steps=13, starts=5)
-QUICK = Plan(Effort(turns=3, seconds=0.005), quick=True, logits=1 << 22, steps=4, starts=1)
+FULL = Plan(
+    Effort(turns=12, seconds=0.02), quick=False, logits=1 << 25, steps=13, starts=5,
+    rows=(32, 320, 3200, 32000),
+)  # fmt: skip
+QUICK = Plan(
+    Effort(turns=3, seconds=0.005), quick=True, logits=1 << 22, steps=4, starts=1, rows=(32, 320)
+)
 
 CAPTION = """\
 Times are minima over all calls, in milliseconds, with the median over turns of the minimum of a
@@ -86,6 +94,15 @@ Megabytes that one call needs at its peak beyond what was there before it, after
 traced are the allocations of Python and NumPy (the returned arrays among them), resident is the
 growth of the process in physical memory."""
 
+TARGETS_CAPTION = """\
+What fastce sets out to reach; where several numbers were measured, the worst of them decides.
+The names are those of the tables below; "options" are weights, smoothing, z-loss, confident rows,
+half the classes -inf and half the rows ignored, the loss and the gradient of each."""
+
+GROWTH_CAPTION = """\
+Nanoseconds for each logit, loss and gradient with `out=`, rows of 32000 float32; medians of turns.
+The smallest fit the last-level cache, the largest are 4 GB."""
+
 STARTUP_CAPTION = """\
 Seconds in fresh processes: importing NumPy; importing fastce after it; the first call of
 cross_entropy_and_grad, 4 x 1000 float32. Empty cache: one process; filled cache: medians."""
@@ -99,6 +116,7 @@ class Report:
     tables: dict[str, list[Result]]
     memory: dict[str, Extra]
     startup: dict[str, Startup]
+    growth: dict[int, float]  # rows of 32000 logits, and seconds for each logit
 
 
 def machine() -> dict[str, str]:
@@ -146,7 +164,27 @@ def run(plan: Plan, *, compiled: bool = False) -> Report:
         tables,
         {work: extra(WORKS[work].contestant(large).call) for work in LOSSES},
         dict(zip(("empty cache", "filled cache"), startup(plan.starts), strict=True)),
+        growth(plan),
     )
+
+
+def growth(plan: Plan) -> dict[int, float]:
+    """Seconds for each logit, by number of rows, whose first ones are the same."""
+    rng = np.random.default_rng(0)
+    logits = rng.random((max(plan.rows), 32000), np.float32)
+    targets, out = rng.integers(0, 32000, len(logits)), np.zeros_like(logits)
+    times = alternately(
+        {
+            rows: Contestant(
+                functools.partial(
+                    fastce.cross_entropy_and_grad, logits[:rows], targets[:rows], out=out[:rows]
+                )
+            )
+            for rows in plan.rows
+        },
+        turns=plan.effort.turns, seconds=plan.effort.seconds,
+    )  # fmt: skip
+    return {rows: t.median / (rows * 32000) for rows, t in times.items()}
 
 
 def by_classes(plan: Plan) -> Iterator[Result]:
@@ -196,12 +234,28 @@ class Table(NamedTuple):
 
 def text_tables(report: Report) -> Iterator[Table]:
     """What is printed and written."""
+    measured = [result for results in report.tables.values() for result in results]
+    yield Table(
+        "Targets",
+        TARGETS_CAPTION,
+        ("", "measured", "target", "met"),
+        [
+            (v.what, v.measured, v.target, "yes" if v.met else "no")
+            for v in verdicts(measured, report.startup, list(report.growth.values()))
+        ],
+    )
     caption = CAPTION
     for title, results in report.tables.items():
         columns = [c for c in COLUMNS if any(c[1](r) for r in results)]
         rows = [[show(r) for _, show in columns] for r in results]
         yield Table(title, caption, [name for name, _ in columns], rows)
         caption = "As above."
+    yield Table(
+        "Growth",
+        GROWTH_CAPTION,
+        ("logits", "ns each"),
+        [(f"{rows * 32000:.3g}", f"{s * 1e9:.4f}") for rows, s in report.growth.items()],
+    )
     yield Table(
         f"Extra memory at {LARGE[0]} float32 ({CASES[LARGE[0]].size / 1e6:.0f} MB)",
         MEMORY_CAPTION,

@@ -51,9 +51,12 @@ class Times(NamedTuple):
 
 
 def alternately(
-    contestants: Mapping[K, Contestant], *, turns: int, seconds: float
+    contestants: Mapping[K, Contestant], *, turns: int, seconds: float, pause: float = PAUSE
 ) -> dict[K, Times]:
-    """Time every contestant in every turn, each time for at least `seconds` and one call."""
+    """Time every contestant in every turn, each time for at least `seconds` and one call.
+
+    They are `pause` seconds apart.
+    """
     numbers = {key: _calls_per_batch(c) for key, c in contestants.items()}
     minima: dict[K, list[float]] = {key: [] for key in contestants}
     collecting = gc.isenabled()
@@ -61,7 +64,7 @@ def alternately(
     try:
         for _ in range(turns):
             for key, contestant in contestants.items():
-                time.sleep(PAUSE)
+                time.sleep(pause)
                 minima[key].append(_fastest(contestant, numbers[key], seconds))
     finally:
         if collecting:

@@ -58,7 +58,8 @@ def compute_dtype(dtype: np.dtype[Any]) -> type[np.float32] | type[np.float64]:
     return np.float64 if dtype == np.float64 else np.float32
 
 
-def _native(array: AnyArray) -> AnyArray:
+def native(array: AnyArray) -> AnyArray:
+    """The array in the byte order of the machine."""
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
@@ -70,14 +71,18 @@ def float_array(name: str, value: npt.ArrayLike) -> AnyArray:
     """An array of one of the four floating-point dtypes."""
     array = np.asarray(value)
     check_float(name, array.dtype)
-    return array if array.dtype.isnative else _native(array)
+    return native(array)
 
 
-@remembered
 def check_float(name: str, dtype: np.dtype[Any]) -> None:
     """Only the four floating-point dtypes are computed with."""
     if not _is_float(dtype):
-        raise TypeError(f"{name}: expected float64, float32, float16 or bfloat16, got {dtype}")
+        raise not_float(name, dtype)
+
+
+def not_float(name: str, dtype: np.dtype[Any]) -> TypeError:
+    """The error for an array that is not of floats."""
+    return TypeError(f"{name}: expected float64, float32, float16 or bfloat16, got {dtype}")
 
 
 def float_or_integer_array(name: str, value: npt.ArrayLike) -> AnyArray:
@@ -147,6 +152,8 @@ def signature(
     target_dtype: np.dtype[Any], target_shape: tuple[int, ...], ignore_index: int,
 ) -> Signature:  # fmt: skip
     """Check that logits and targets fit each other; the values of targets are a kernel's matter."""
+    if not _is_float(dtype):
+        raise not_float(name, dtype)
     axis = class_axis(name, shape, axis)
     rows = shape[:axis] + shape[axis + 1 :]
     hard = target_dtype.kind in "iu"
@@ -177,13 +184,13 @@ def signature(
 
 def hard_labels(array: AnyArray, classes: int, ignore_index: int) -> npt.NDArray[np.int64]:
     """Integer targets as one int64 per row, in row order."""
+    if array.dtype == np.int64 and array.flags.c_contiguous:
+        return array.reshape(-1)
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
         bad = array.ravel() >= classes
         if ignore_index >= 0:
             bad &= array.ravel() != ignore_index
         raise bad_target(array, int(np.argmax(bad)), classes)
-    if array.dtype == np.int64 and array.flags.c_contiguous:
-        return array.reshape(-1)
     return np.ascontiguousarray(array, np.int64).reshape(-1)
 
 

@@ -11,20 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fastce import _arguments as arguments
+from fastce import _blas
 from fastce._arguments import AnyArray
+from fastce._blas import add, multiply
 from fastce.losses import Call, cross_entropy, cross_entropy_and_grad, inverse
 
 # Bytes that a call may need beside its results: this many, or this share of the logits if more.
 # Fewer rows at a time make slower products, and dweight is read and written once for all of them.
 MEMORY = 64_000_000
 SHARE = 0.048
-# Bytes of the blocks of classes in which dweight is added up, and 16-bit weights are widened: what
-# the cache still holds when the sum is taken.
-BLOCK = 2 << 20
 # Rows are taken in multiples of this: measured, products are 5% slower with 400 than with 448.
 TILE = 64
-# Additions in a piece that one thread claims, and those from which more threads are worth waking.
-ADDITIONS, PARALLEL = 1 << 16, 1 << 17
 # Share of the classes up to which it pays to gather them: measured, gathering one costs as much as
 # a quarter of its two products.
 GATHERED = 0.7
@@ -104,7 +101,7 @@ class Head(NamedTuple):
             valid = np.flatnonzero(self.call.hard != self.call.options.ignore_index)
         count = len(self.x) if valid is None else len(valid)
         item = self.compute.itemsize
-        memory = max(MEMORY, int(SHARE * len(self.x) * classes * item)) - BLOCK
+        memory = max(MEMORY, int(SHARE * len(self.x) * classes * item)) - _blas.BLOCK
         # Beside its logits a row may have itself, its gradient and a part of that once more.
         rows = max(1, memory // ((classes + 3 * features) * item))
         if rows > TILE:
@@ -116,18 +113,18 @@ class Head(NamedTuple):
     def blocks(self) -> Iterator[slice]:
         """All classes, some at a time."""
         classes, features = self.weight.shape
-        step = max(1, BLOCK // (max(1, features) * self.compute.itemsize))
+        step = max(1, _blas.BLOCK // (max(1, features) * self.compute.itemsize))
         for start in range(0, classes, step):
             yield slice(start, min(start + step, classes))
 
     def _logits(self, x: AnyArray, out: AnyArray) -> AnyArray:
         if self.weight.dtype == self.compute:
-            np.matmul(x, self.weight.T, out=out)
+            multiply(x, self.weight.T, out)
         else:
             for block in self.blocks():
                 np.matmul(x, self.weight[block].astype(self.compute).T, out=out[:, block])
         if self.bias is not None:
-            _add(out, self.bias[None])
+            add(out, self.bias[None])
         return out
 
 
@@ -140,7 +137,7 @@ class Products:
     ) -> None:  # fmt: skip
         self._head, self._accumulate, self._negligible = head, accumulate, negligible
         self._dx, self._dweight, self._dbias = dx, dweight, dbias
-        classes, features = head.weight.shape
+        classes = len(head.weight)
         # 16-bit gradients would lose what is added to them chunk by chunk.
         self._wide = dweight.dtype != head.compute
         self._sum = np.zeros(dweight.shape, head.compute) if self._wide else dweight
@@ -148,7 +145,6 @@ class Products:
         self._untouched = not (self._wide or accumulate)
         if not accumulate and head.call.count < len(head.x):
             dx[...] = 0  # where rows are ignored
-        self._block = np.empty((0, features), head.compute)
 
     def add(self, rows: Rows, x: AnyArray, gradient: AnyArray) -> None:
         """Add what some rows contribute; `gradient` is that of their logits."""
@@ -156,12 +152,13 @@ class Products:
             self._bias_sum += np.matmul(np.ones(len(x), x.dtype), gradient)
         kept = self._not_negligible(gradient)
         self._add_dx(rows, gradient, kept)
-        if self._untouched and kept is None:
-            np.matmul(gradient.T, x, out=self._sum)
+        if kept is None:
+            multiply(gradient.T, x, self._sum, accumulate=not self._untouched)
         else:
             if self._untouched:
                 self._sum[...] = 0
-            self._add_dweight(x, gradient, kept)
+            for classes in self._pieces(kept):
+                self._sum[classes] += np.matmul(gradient[:, classes].T, x)
         self._untouched = False
 
     def finish(self) -> None:
@@ -197,44 +194,19 @@ class Products:
 
     def _add_dx(self, rows: Rows, gradient: AnyArray, kept: npt.NDArray[np.intp] | None) -> None:
         weight, dtype = self._head.weight, gradient.dtype
-        direct = isinstance(rows, slice) and not self._accumulate and self._dx.dtype == dtype
-        shape = (len(gradient), weight.shape[1])
-        target = self._dx[rows] if direct else np.empty(shape, dtype)
+        direct = isinstance(rows, slice) and self._dx.dtype == dtype
+        target = self._dx[rows] if direct else np.empty((len(gradient), weight.shape[1]), dtype)
+        adding = direct and self._accumulate
         if kept is None and weight.dtype == dtype:
-            np.matmul(gradient, weight, out=target)
+            multiply(gradient, weight, target, accumulate=adding)
         else:
-            target[...] = 0
-            part = np.empty(shape, dtype)
+            if not adding:
+                target[...] = 0
             for classes in self._pieces(kept):
                 some = weight[classes].astype(dtype, copy=False)
-                np.matmul(gradient[:, classes], some, out=part)
-                target += part
+                multiply(gradient[:, classes], some, target, accumulate=True)
         if direct:
             return
         if self._accumulate:
             target += self._dx[rows]
         self._dx[rows] = target
-
-    def _add_dweight(
-        self, x: AnyArray, gradient: AnyArray, kept: npt.NDArray[np.intp] | None
-    ) -> None:
-        for classes in self._pieces(kept):
-            some = gradient[:, classes]
-            if len(self._block) < some.shape[1]:
-                self._block = np.empty((some.shape[1], x.shape[1]), x.dtype)
-            part = np.matmul(some.T, x, out=self._block[: some.shape[1]])
-            if isinstance(classes, slice):
-                _add(self._sum[classes], part)
-            else:
-                self._sum[classes] += part
-
-
-def _add(target: AnyArray, addend: AnyArray) -> None:
-    """target += addend, on all threads where that is worth it."""
-    if not target.flags.c_contiguous or target.size < PARALLEL:
-        target += addend
-        return
-    from fastce.cpu.linear import add
-    from fastce.cpu.threads import launch
-
-    launch(add, (target, addend, max(1, ADDITIONS // target.shape[1])), parallel=True)

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastce import _arguments as arguments
+from fastce import cpu
 from fastce._arguments import AnyArray, Reduction
 
 
@@ -168,8 +169,6 @@ def _binary_cross_entropy(
     weight: npt.ArrayLike | None, pos_weight: npt.ArrayLike | None, reduction: str,
     grad_output: npt.ArrayLike | None = None, out: AnyArray | None = None, gradient: bool = False,
 ) -> tuple[Any, AnyArray | None]:  # fmt: skip
-    from fastce.cpu import calls
-
     z = arguments.float_array("logits", logits)
     t = arguments.float_or_integer_array("targets", targets)
     t = arguments.same_shape("targets", t, "logits", z)
@@ -185,7 +184,7 @@ def _binary_cross_entropy(
     )
     losses = np.empty(z.shape, dtype) if reduction == "none" else None
     scale = upstream / z.size if reduction == "mean" and z.size else upstream
-    total = calls.binary_cross_entropy(
+    total = cpu.calls.binary_cross_entropy(
         np.atleast_1d(z), np.atleast_1d(t),
         None if w is None else np.atleast_1d(w),
         None if positive is None else np.atleast_1d(positive),

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastce import _arguments as arguments
+from fastce import cpu
 from fastce._arguments import AnyArray
 
 
@@ -96,8 +97,6 @@ def gradient_hessian(
     [[0.3348 0.2447 0.09  ]
      [0.042  0.8438 0.8858]]
     """
-    from fastce.cpu import calls
-
     z = arguments.float_array("logits", logits)
     axis = arguments.class_axis("logits", z.shape, axis)
     classes = z.shape[axis]
@@ -105,20 +104,19 @@ def gradient_hessian(
     hard = arguments.hard_targets(targets, z, axis)
     weight = arguments.row_weight("sample_weight", sample_weight, rows)
     curves = {
-        "diag": calls.Curve(curved=1.0),
-        "xgboost": calls.Curve(curved=2.0, floor=1e-16),
-        "lightgbm": calls.Curve(curved=classes / max(classes - 1, 1)),
-        "abs_residual": calls.Curve(straight=1.0, at_target=True),
+        "diag": cpu.calls.Curve(curved=1.0),
+        "xgboost": cpu.calls.Curve(curved=2.0, floor=1e-16),
+        "lightgbm": cpu.calls.Curve(curved=classes / max(classes - 1, 1)),
+        "abs_residual": cpu.calls.Curve(straight=1.0, at_target=True),
     }
     if hessian not in curves:
         raise ValueError(f"hessian: expected one of {', '.join(curves)}, got {hessian!r}")
-    mass = calls.check_targets(hard, classes, -1, None)
-    if mass.bad_row < 0 and mass.rows < hard.size:  # -1 stands for nothing here
-        mass = mass._replace(bad_row=int(np.argmax(hard == -1)))
-    if mass.bad_row >= 0:
-        raise arguments.bad_target(targets, mass.bad_row, classes, ignorable=False)
+    # Nothing is to be ignored: a class in that place is as good as none.
+    bad_row = cpu.calls.check_targets(hard, classes, 0, None)[0]
+    if bad_row >= 0:
+        raise arguments.bad_target(targets, bad_row, classes, ignorable=False)
     grad, hess = np.empty_like(z, subok=False), np.empty_like(z, subok=False)
-    calls.gradient_hessian(axis, z, hard, weight, curves[hessian], grad, hess)
+    cpu.calls.gradient_hessian(axis, z, hard, weight, curves[hessian], grad, hess)
     return grad, hess
 
 
@@ -201,13 +199,11 @@ def hessian_vector_product(
     >>> bool(np.allclose(difference, product, atol=1e-8))
     True
     """
-    from fastce.cpu import calls
-
     z = arguments.float_array("logits", logits)
     axis = arguments.class_axis("logits", z.shape, axis)
     rows = z.shape[:axis] + z.shape[axis + 1 :]
     vector = arguments.same_shape("v", v, "logits", z)
     scale, upstream = arguments.upstream(grad_output, rows, "none")
     out = np.empty_like(z, subok=False)
-    calls.hessian_vector_product(axis, z, vector, upstream, scale, out)
+    cpu.calls.hessian_vector_product(axis, z, vector, upstream, scale, out)
     return out

@@ -68,10 +68,11 @@ def linear_cross_entropy(
 
     Notes
     -----
-    Logits are computed for as many rows at a time as fit in 60 MiB, or in 5% of all the logits if
-    that is more, by the BLAS of NumPy; their loss is taken where they lie. Ignored rows are left
-    out of the products and cost nothing. Products of 16-bit arrays are taken in float32, blocks of
-    `weight` being widened as they are needed.
+    Logits are computed for as many rows at a time as fit in 55 MB, or in 5% of all the logits if
+    that is more, and their loss is taken where they lie. The BLAS is that of NumPy, for large
+    products that of SciPy where it is installed. Ignored rows are left out of the products and cost
+    nothing. Products of 16-bit arrays are taken in float32, blocks of `weight` being widened as
+    they are needed.
 
     The losses are summed in float64 in the order of the rows, in pieces that depend on shapes and
     dtypes alone: the result has the same bits whatever `set_num_threads` says. It is only as

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastce import _arguments as arguments
+from fastce import cpu
 from fastce._arguments import AnyArray, Reduction
 from fastce._devices import on_device
 
@@ -54,14 +55,12 @@ class Call:
         self, name: str, logits: npt.ArrayLike, targets: npt.ArrayLike, axis: int,
         weight: npt.ArrayLike | None, options: arguments.Options,
     ) -> None:  # fmt: skip
-        from fastce.cpu import calls
-
-        self.logits = z = arguments.float_array(name, logits)
-        self.options = options
+        self.logits = z = arguments.native(np.asarray(logits))
         labels = np.asarray(targets)
         self.axis, self.classes, self.rows, rows, self.dtype, hard = arguments.signature(
             name, z.dtype, z.shape, axis, labels.dtype, labels.shape, options.ignore_index
         )
+        self.options = options
         self.weight = arguments.class_weight("weight", weight, self.classes, z.dtype)
         self.hard: npt.NDArray[np.int64] | None = None
         self.soft: AnyArray | None = None
@@ -69,7 +68,7 @@ class Call:
         self.total_weight: float = rows
         if hard:
             self.hard = arguments.hard_labels(labels, self.classes, options.ignore_index)
-            bad_row, self.count, self.total_weight = calls.check_targets(
+            bad_row, self.count, self.total_weight = cpu.calls.check_targets(
                 self.hard, self.classes, options.ignore_index, self.weight
             )
             if bad_row >= 0:
@@ -113,13 +112,11 @@ def _flat(array: AnyArray | None) -> AnyArray | None:
 def _cross_entropy(
     call: Call, upstream: arguments.Upstream = (1.0, None), out: AnyArray | None = None
 ) -> Any:
-    from fastce.cpu import calls
-
     scalar, per_row = upstream
     weight, count = call.divisors()
     if not weight:
         count = 0.0  # nothing counts, so that z-loss has no gradient either
-    totals = calls.cross_entropy(
+    totals = cpu.calls.cross_entropy(
         call.axis, call.logits, call.hard, call.soft, call.weight, call.options,
         upstream=per_row, nll_scale=scalar * inverse(weight), z_scale=scalar * inverse(count),
         losses=_flat(call.losses), out=out,
@@ -517,14 +514,12 @@ def cross_entropy_stats(
         return cuda.cross_entropy_stats(
             logits, targets, axis=axis, weight=weight, ignore_index=ignore_index
         )
-    from fastce.cpu import calls
-
     options = arguments.options(ignore_index, 0.0, 0.0, None, "none", None)
     call = Call("logits", logits, targets, axis, weight, options)
     assert call.losses is not None
     lse, entropy = np.empty(call.rows, call.dtype), np.empty(call.rows, call.dtype)
     predicted = np.empty(call.rows, np.int64)
-    calls.cross_entropy(
+    cpu.calls.cross_entropy(
         call.axis, call.logits, call.hard, call.soft, call.weight, call.options,
         losses=call.losses.reshape(-1),
         statistics=(lse.reshape(-1), entropy.reshape(-1), predicted.reshape(-1)),

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastce import _arguments as arguments
+from fastce import cpu
 from fastce._arguments import AnyArray
 from fastce._devices import on_device
 
@@ -72,8 +73,6 @@ def logsumexp(
         from fastce import cuda
 
         return cuda.logsumexp(x, axis=axis, keepdims=keepdims)
-    from fastce.cpu import calls
-
     array = arguments.float_or_integer_array("x", x)
     axes = arguments.reduced_axes("x", array, axis)
     kept = tuple(1 if k in axes else size for k, size in enumerate(array.shape))
@@ -85,7 +84,7 @@ def logsumexp(
     if array.shape[axis] == 0:
         result.fill(-np.inf)
     else:
-        calls.logsumexp(axis, array, result.reshape(-1))
+        cpu.calls.logsumexp(axis, array, result.reshape(-1))
     return result if keepdims else result.squeeze(axes)[()]
 
 
@@ -192,10 +191,8 @@ def _softmax(x: npt.ArrayLike, axis: int, out: AnyArray | None, logarithm: bool)
 
         on_the_device = cuda.log_softmax if logarithm else cuda.softmax
         return on_the_device(x, axis=axis, out=out)  # type: ignore[no-any-return]
-    from fastce.cpu import calls
-
     array = arguments.float_or_integer_array("x", x)
     axis = arguments.class_axis("x", array.shape, axis)
     out = arguments.output(out, array, "x")
-    calls.softmax(axis, array, out, logarithm)
+    cpu.calls.softmax(axis, array, out, logarithm)
     return out

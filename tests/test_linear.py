@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fastce
-from fastce import _head
+from fastce import _blas, _head
 from fastce.cpu import jit, threads
 from tests import oracle
 from tests.checks import FLOATS, draw, draw_soft, draw_targets, draw_weight, loss_dtype, same_bits
@@ -24,10 +24,11 @@ def pieces(request, monkeypatch):
     if request.param == "pieces":
         monkeypatch.setattr(_head, "MEMORY", 10 * C * 8)
         monkeypatch.setattr(_head, "SHARE", 0.0)
-        monkeypatch.setattr(_head, "BLOCK", 5 * D * 4)
+        monkeypatch.setattr(_blas, "BLOCK", 5 * D * 4)
         monkeypatch.setattr(_head, "TILE", 2)
-        monkeypatch.setattr(_head, "PARALLEL", 16)
-        monkeypatch.setattr(_head, "ADDITIONS", 2 * D)
+        monkeypatch.setattr(_blas, "LARGE", 1)
+        monkeypatch.setattr(_blas, "PARALLEL", 16)
+        monkeypatch.setattr(_blas, "ADDITIONS", 2 * D)
     return request.param
 
 
@@ -313,7 +314,7 @@ def test_skipping_multiplies_less(monkeypatch):
     sizes = []
     matmul = np.matmul
     monkeypatch.setattr(
-        np, "matmul", lambda a, b, out: sizes.append(a.size * b.shape[1]) or matmul(a, b, out)
+        np, "matmul", lambda a, b, out=None: sizes.append(a.size * b.shape[1]) or matmul(a, b, out)
     )
     fastce.linear_cross_entropy_and_grad(x, weight, y)
     plain = sum(sizes)
@@ -366,7 +367,7 @@ def test_the_kernel_of_sums_is_worth_its_threads(monkeypatch):
         for n in (1, 3):
             got = target.copy()
             with threads.num_threads(n):
-                _head._add(got, other)
+                _blas.add(got, other)
             assert same_bits(got, want)
     assert jit.cache_directory() is not None
 

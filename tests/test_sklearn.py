@@ -291,6 +291,19 @@ def test_standard_errors_are_those_of_the_hessian(l2):
     )
 
 
+def test_the_estimate_of_statsmodels():
+    """MNLogit: the same optimum, log likelihood and standard errors."""
+    api = pytest.importorskip("statsmodels.api")
+    x, y = draw(c=3)
+    model = SoftmaxRegression(l2=0.0, solver="newton-cg", tol=1e-10).fit(x, y)
+    theirs = api.MNLogit(y, api.add_constant(x)).fit(disp=0, method="newton", maxiter=100)
+    ours = np.column_stack([model.intercept_, model.coef_])
+    np.testing.assert_allclose(ours[1:] - ours[0], theirs.params.T, atol=2e-8)  # where it stops
+    np.testing.assert_allclose(model.log_likelihood(x, y), theirs.llf, rtol=1e-13)
+    errors = np.roll(model.standard_errors(x, reference=0), 1, axis=1)  # their constant is first
+    np.testing.assert_allclose(errors[1:], theirs.bse.T, rtol=1e-7)
+
+
 def test_standard_errors_say_what_they_cannot(monkeypatch):
     x, y = draw()
     model = SoftmaxRegression(0.0).fit(x, y)

@@ -14,6 +14,7 @@ from fastce.cpu.threads import launch
 
 AnyArray = npt.NDArray[Any]
 
+_NO_STATISTICS = (None, None, None)
 # Bytes of a result from which it is written past the caches: measured, that saves a third of the
 # time of copying beyond the last-level cache and costs half of it within.
 STREAMED = 32 << 20
@@ -21,13 +22,6 @@ STREAMED = 32 << 20
 # that is written in both ways costs a trip to memory (57 classes took five times as long, 813
 # twice, 3000 as long, 11000 four fifths).
 STREAMED_ROW = 16 << 10
-
-
-class Totals(NamedTuple):
-    """Sums over rows: of the weighted losses, of the z-loss terms."""
-
-    nll: float
-    z: float
 
 
 class Curve(NamedTuple):
@@ -39,19 +33,14 @@ class Curve(NamedTuple):
     at_target: bool = False
 
 
-class Mass(NamedTuple):
-    """What hard targets amount to: the first row with a bad one or -1, rows that count, weight."""
-
-    bad_row: int
-    rows: int
-    weight: float
-
-
 def check_targets(
     targets: npt.NDArray[np.int64], classes: int, ignore_index: int, weight: AnyArray | None
-) -> Mass:
-    """Look at every target once."""
-    return Mass(*loops.check_targets(writable(targets), classes, ignore_index, weight))
+) -> tuple[int, int, float]:
+    """(first row with a bad target or -1, rows that count, their weight)."""
+    found: tuple[int, int, float] = loops.check_targets(
+        writable(targets), classes, ignore_index, weight
+    )
+    return found
 
 
 def cross_entropy(
@@ -68,8 +57,10 @@ def cross_entropy(
     losses: AnyArray | None = None,
     statistics: tuple[AnyArray, AnyArray, AnyArray] | None = None,
     out: AnyArray | None = None,
-) -> Totals:
-    """Fill `losses`, `statistics` (lse, entropy, predicted) and `out` where given; sum the losses.
+) -> tuple[float, float]:
+    """Fill `losses`, `statistics` (lse, entropy, predicted) and `out` where given.
+
+    Returns the sums over rows of the weighted losses and of the z-loss terms.
 
     The gradient is that of the sum over rows of upstream * (nll_scale * nll + z_scale * z term).
     """
@@ -78,7 +69,7 @@ def cross_entropy(
     spread = smoothing / logits.shape[axis]
     hard_weight = weight if soft is None else None
     spread_weight = weight if soft is not None or spread > 0.0 else None
-    per_row = (hard, upstream, losses, *(statistics or (None, None, None)))
+    per_row = (hard, upstream, losses, *(statistics or _NO_STATISTICS))
     streaming = _streaming(out, logits, axis)
     nll = z = 0.0
     for first, (z_base, soft_base, out_base), layout in blocks(axis, logits, soft, out):
@@ -91,9 +82,13 @@ def cross_entropy(
             outer, inner, classes, chunk, *strides[0], *strides[1], *strides[2],
         )  # fmt: skip
         launch(loops.cross_entropy_columns if columns else loops.cross_entropy_rows, args, parallel)
-        nll += _sum(sums[:, 0])
-        z += _sum(sums[:, 1])
-    return Totals(nll, z)
+        if parts == 1:  # small calls; a sum of one number is ten times slower as a reduction
+            nll += sums.item(0)
+            z += sums.item(1)
+        else:
+            nll += _sum(sums[:, 0])
+            z += _sum(sums[:, 1])
+    return nll, z
 
 
 def softmax(axis: int, x: AnyArray, out: AnyArray, logarithm: bool) -> None:
@@ -119,19 +114,18 @@ def _pieces(layout: Layout) -> tuple[Any, ...]:
 
 
 def _sum(sums: npt.NDArray[np.float64]) -> float:
-    # A sum of one number, which small calls have, is ten times slower as a reduction.
-    if sums.size == 1:
-        return float(sums[0])
     with np.errstate(invalid="ignore", over="ignore"):
         return float(sums.sum())
 
 
 def _rows(first: int, count: int, *arrays: AnyArray | None) -> list[AnyArray | None]:
     """The rows of per-row arrays that belong to a block."""
-    return [
-        a if a is None else writable(a if a.size == count else a[first : first + count])
-        for a in arrays
-    ]
+    found: list[AnyArray | None] = []
+    for a in arrays:
+        if a is not None:
+            a = writable(a if a.size == count else a[first : first + count])
+        found.append(a)
+    return found
 
 
 def _streaming(out: AnyArray | None, source: AnyArray, axis: int) -> bool:

@@ -43,12 +43,8 @@ class Layout(NamedTuple):
     strides: tuple[Strides, ...]  # one for each array; the last None where classes lie side by side
 
 
-class Block(NamedTuple):
-    """A part of a call that one kernel launch does: rows from `first` on."""
-
-    first: int
-    bases: tuple[AnyArray | None, ...]
-    layout: Layout
+# A part of a call that one kernel launch does: its first row, a base for each array, the layout.
+Block = tuple[int, tuple[AnyArray | None, ...], Layout]
 
 
 def blocks(axis: int, *arrays: AnyArray | None) -> Iterable[Block]:
@@ -57,12 +53,18 @@ def blocks(axis: int, *arrays: AnyArray | None) -> Iterable[Block]:
     assert first is not None
     if first.size == 0:
         return ()
+    bases: list[AnyArray | None] = []
+    sizes = []
     for array in arrays:
-        if array is not None and not array.flags.c_contiguous:
+        if array is None:
+            bases.append(None)
+            sizes.append(0)
+        elif array.flags.c_contiguous:
+            bases.append(_stored(array.reshape(-1)))
+            sizes.append(array.itemsize)
+        else:
             return _strided(axis % first.ndim, arrays)
-    sizes = tuple([0 if a is None else a.itemsize for a in arrays])
-    bases = tuple([None if a is None else _stored(a.reshape(-1)) for a in arrays])
-    return (Block(0, bases, _contiguous(axis % first.ndim, first.shape, sizes)),)
+    return ((0, tuple(bases), _contiguous(axis % first.ndim, first.shape, tuple(sizes))),)
 
 
 def element_blocks(*arrays: AnyArray | None) -> Iterator[Block]:
@@ -72,7 +74,7 @@ def element_blocks(*arrays: AnyArray | None) -> Iterator[Block]:
     for first, bases, layout in blocks(-1, *arrays):
         sizes = tuple(0 if base is None else base.itemsize for base in bases)
         shape = (layout.outer, layout.inner, layout.classes)
-        yield Block(first, bases, _layout(shape, False, list(layout.strides), sizes))
+        yield first, bases, _layout(shape, False, list(layout.strides), sizes)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -145,7 +147,7 @@ def _strided(axis: int, arrays: tuple[AnyArray | None, ...]) -> Iterator[Block]:
     rows = outer * inner
     for number, index in enumerate(itertools.product(*map(range, shape[:leading]))):
         bases = tuple(None if a is None else _first(a[index]) for a in moved)
-        yield Block(number * rows, bases, layout)
+        yield number * rows, bases, layout
 
 
 def _across_rows(array: AnyArray, axis: int) -> bool:

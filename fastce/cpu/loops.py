@@ -26,7 +26,15 @@ from fastce.cpu.memory import (
     zeros,
 )
 from fastce.cpu.softmax import first_nan, logsumexp
-from fastce.cpu.tiles import allocate, count_tiles, gather, scatter, start_of, tile_rows
+from fastce.cpu.tiles import (
+    allocate,
+    count_tiles,
+    gather,
+    scatter,
+    start_of,
+    tile_rows,
+    write_results,
+)
 from fastce.cpu.vector import (
     both,
     convert,
@@ -212,14 +220,6 @@ def _soft_label(soft, offset, lane, y, weight, keep, spread, like):
     return u if weight is None else u * weight[y]
 
 
-@device
-def _hand_out(scratch, result, i, values, skip, stop):
-    """Bring the lanes from `skip` to `stop` to an array of results, lane 0 being that of row i."""
-    store(scratch, RESULT * lanes(values) * 8, None, values)
-    for lane in range(skip, stop):
-        result[i + lane] = scratch[RESULT, lane]
-
-
 @kernel
 def cross_entropy_columns(
     logits_base, targets, soft_base, weight, spread_weight_base, upstream,
@@ -324,7 +324,7 @@ def cross_entropy_columns(
             nll_sum += total(where(fresh, nll, 0.0))
             z_sum += total(where(fresh, penalty, 0.0))
             if losses is not None:
-                _hand_out(scratch, losses, i, nll + penalty, skip, stop)
+                write_results(nll + penalty, losses, i, skip, stop)
             if lses is not None:
                 entropy = log1p(rest) + columns.entropy_gap(tile, z_tile, classes, softcap, m, rest)
                 store(scratch, LABEL * row_bytes, None, rest)
@@ -341,11 +341,12 @@ def cross_entropy_columns(
                         tile, place, classes, advance,
                         scratch[LABEL, lane], int(scratch[TARGET, lane]),
                     )  # fmt: skip
-                maxima = load(scratch, RESULT * row_bytes, None, wide)
                 lse = load(scratch, LOGIT * row_bytes, None, wide)
-                _hand_out(scratch, lses, i, where(valid, lse, 0.0), skip, stop)
-                _hand_out(scratch, entropies, i, where(valid, entropy, 0.0), skip, stop)
-                _hand_out(scratch, predicted, i, where(valid, maxima, -1.0), skip, stop)
+                write_results(where(valid, lse, 0.0), lses, i, skip, stop)
+                write_results(where(valid, entropy, 0.0), entropies, i, skip, stop)
+                for lane in range(skip, stop):
+                    counts = scratch[VALID, lane] != 0.0 or targets is None
+                    predicted[i + lane] = int(scratch[RESULT, lane]) if counts else -1
             if out_base is not None:
                 scale = g * nll_scale
                 a = scale * everything

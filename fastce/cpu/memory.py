@@ -396,6 +396,20 @@ def transpose(typingctx, source, offset, step, target, target_offset, target_ste
 
 
 @intrinsic
+def prefetch(typingctx, base, offset):
+    """Ask for the line at a position, which may lie anywhere, even outside all arrays."""
+
+    def codegen(context, builder, sig, args):
+        start = _pointer(context, builder, base, args[0], args[1])
+        pointer = builder.bitcast(start, ir.IntType(8).as_pointer())
+        reading, nearest, data = I32(0), I32(3), I32(1)
+        call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, reading, nearest, data)
+        return context.get_dummy_value()
+
+    return types.void(base, types.int64), codegen
+
+
+@intrinsic
 def line_aligned(typingctx, base, offset):
     """Whether a position is a multiple of LINE."""
 

@@ -5,9 +5,17 @@ import numpy as np
 from fastce.cpu import columns, rows
 from fastce.cpu.elementary import log1p
 from fastce.cpu.jit import device, kernel
-from fastce.cpu.memory import address, address_as, claim, drain, hold, load_number, store, zeros
-from fastce.cpu.tiles import allocate, count_tiles, gather, scatter, start_of, tile_rows
-from fastce.cpu.vector import convert, lanes
+from fastce.cpu.memory import address, address_as, claim, drain, hold, load_number, zeros
+from fastce.cpu.tiles import (
+    allocate,
+    count_tiles,
+    gather,
+    scatter,
+    start_of,
+    tile_rows,
+    write_results,
+)
+from fastce.cpu.vector import any_lane, convert, extract, insert, lanes
 
 
 @device
@@ -121,10 +129,8 @@ def logsumexp_columns(
     """`logsumexp_rows` with the lanes across rows."""
     x = address(x_base)
     zero = zeros(x)
-    wide = convert(zero, 0.0)
     width = lanes(zero)
     tiles = count_tiles(outer, inner, width)
-    scratch = np.zeros((2, width))
     memory, place = allocate(classes, width)
     tile = address_as(memory, x_base)
     while True:
@@ -139,10 +145,12 @@ def logsumexp_columns(
                 tile, place, zero,
             )  # fmt: skip
             m, rest, _ = columns.statistics(tile, place, classes, None)
-            store(scratch, 0, None, m + wide)
-            store(scratch, width * 8, None, rest)
-            for lane in range(skip, stop):
-                result[i + lane] = logsumexp(
-                    tile, columns.number(tile, place, 0, lane, zero), classes,
-                    columns.number(tile, 0, 1, 0, zero), scratch[0, lane], scratch[1, lane],
-                )  # fmt: skip
+            lse = m + log1p(rest)
+            if any_lane(lse != lse):
+                for lane in range(width):
+                    value = logsumexp(
+                        tile, columns.number(tile, place, 0, lane, zero), classes,
+                        columns.number(tile, 0, 1, 0, zero), extract(m, lane), extract(rest, lane),
+                    )  # fmt: skip
+                    lse = insert(lse, lane, value)
+            write_results(lse, result, i, skip, stop)
