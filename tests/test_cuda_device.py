@@ -385,7 +385,9 @@ ERRORS = {
     "shape of weight": (
         ValueError, r"weight: expected shape \(4,\)", lambda: _call(weight=draw(3))
     ),
-    "integer weight": (TypeError, "weight: expected float64", lambda: _call(weight=np.ones(4, int))),
+    "integer weight": (
+        TypeError, "weight: expected float64", lambda: _call(weight=np.ones(4, int))
+    ),
     "smoothing": (ValueError, "label_smoothing", lambda: _call(label_smoothing=2.0)),
     "softcap": (ValueError, "softcap", lambda: _call(softcap=-1.0)),
     "reduction": (ValueError, "reduction", lambda: _call(reduction="avg")),
