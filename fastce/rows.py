@@ -96,7 +96,7 @@ def _row(name: str, row: types.Type, *, written: bool = False) -> None:
 
 
 @intrinsic
-def _address(typingctx: Any, logits: Any) -> Any:
+def _address(typingctx, logits):
     """A pointer to the first class of a row, which the caller keeps alive.
 
     Marks the code for `_Sources`.
@@ -104,7 +104,7 @@ def _address(typingctx: Any, logits: Any) -> Any:
     _row("logits", logits)
     pointer = types.CPointer(logits.dtype)
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def codegen(context, builder, sig, args):
         context.declare_env_global(builder.module, _environment.env_name)
         return context.make_array(logits)(context, builder, args[0]).data
 
@@ -112,26 +112,26 @@ def _address(typingctx: Any, logits: Any) -> Any:
 
 
 @intrinsic
-def _out_address(typingctx: Any, out: Any, logits: Any) -> Any:
+def _out_address(typingctx, out, logits):
     """A pointer to where the gradient goes."""
     _row("out", out, written=True)
     if out.dtype != logits.dtype:
         raise TypingError(f"out: expected {logits.dtype} as logits have, got {out.dtype}")
     pointer = types.CPointer(out.dtype)
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def codegen(context, builder, sig, args):
         return context.make_array(out)(context, builder, args[0]).data
 
     return pointer(out, logits), codegen
 
 
 @intrinsic
-def _stride(typingctx: Any, row: Any) -> Any:
+def _stride(typingctx, row):
     """Bytes from class to class; None where the type says that they lie side by side."""
     if row.is_contig:
         return types.none(row), lambda context, builder, sig, args: context.get_dummy_value()
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def codegen(context, builder, sig, args):
         strides = context.make_array(row)(context, builder, args[0]).strides
         return builder.extract_value(strides, 0)
 
@@ -139,7 +139,7 @@ def _stride(typingctx: Any, row: Any) -> Any:
 
 
 @intrinsic
-def _number(typingctx: Any, value: Any) -> Any:
+def _number(typingctx, value):
     """An option as float64; None stays None."""
     if isinstance(value, types.Omitted):
         default = value.value
@@ -150,7 +150,7 @@ def _number(typingctx: Any, value: Any) -> Any:
     if value is types.none:
         return types.none(value), lambda context, builder, sig, args: context.get_dummy_value()
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def codegen(context, builder, sig, args):
         return context.cast(builder, args[0], value, types.float64)
 
     return types.float64(value), codegen

@@ -161,6 +161,14 @@ def test_merging_in_any_order():
         assert abs(rest - want) <= 4e-15 * want
 
 
+def test_merging_parts_with_the_same_maximum():
+    for one, other in np.random.default_rng(0).random((50, 2)):
+        both = rows.merge((1.0, one), (1.0, other))
+        assert both == rows.merge((1.0, other), (1.0, one))
+        assert both == (1.0, pytest.approx(one + other + 1, rel=1e-15))
+    assert rows.merge((-np.inf, 0.0), (-np.inf, 0.0)) == (-np.inf, 0.0)
+
+
 def test_the_rest_of_a_confident_row_keeps_its_digits():
     z = np.array([0.0, 0.5, 700.0, -1.0])
     _, rest = in_two_parts(z, 2)

@@ -39,8 +39,6 @@ _CODE_SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT")
 
 # No fast-math: the order of additions is the program's choice and NaN must reach the result.
 _FLAGS = {"nogil": True, "error_model": "numpy", "boundscheck": False, "fastmath": False}
-
-
 # For functions that only compiled code calls.
 _UNWRAPPED = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 

@@ -27,13 +27,13 @@ from fastce.cpu.jit import c_function, device
 from fastce.cpu.memory import item_size, pointer_at
 from fastce.cpu.vector import I32, I64, call_llvm
 
-# Version of the interface that the numbers below are from.
+# Version of the interface; later minor ones only add to it.
 MAJOR, MINOR = 0, 1
 
 # Words of the frame; of an extension and what it points to; of a buffer; of an attribute; of the
 # table of functions.
 EXTENSION, API, CONTEXT, STAGE, ARGUMENTS, RESULTS, ATTRIBUTES, FRAME = 1, 2, 3, 4, 9, 14, 20, 21
-EXTENSION_TYPE, METADATA, VERSION, TRAITS, STATE = 1, 3, 3, 4, 5
+EXTENSION_TYPE, METADATA, VERSION, TRAITS = 1, 3, 3, 4
 DATA, RANK, DIMENSIONS = 3, 4, 5
 VALUE = 1
 ERROR_DESTROY, SCHEDULE, POOL_SIZE, TABLE = 8, 17, 18, 19
@@ -59,20 +59,20 @@ _YIELD = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
 
 
 @intrinsic
-def _allocate(typingctx: Any, size: Any) -> Any:
+def _allocate(typingctx, size):
     """Memory from the heap."""
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def codegen(context, builder, sig, args):
         return call_llvm(builder, "malloc", I64, args[0])
 
     return types.int64(types.int64), codegen
 
 
 @intrinsic
-def _free(typingctx: Any, address: Any) -> Any:
+def _free(typingctx, address):
     """Give it back."""
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def codegen(context, builder, sig, args):
         call_llvm(builder, "free", ir.VoidType(), args[0])
         return context.get_dummy_value()
 
@@ -80,10 +80,10 @@ def _free(typingctx: Any, address: Any) -> Any:
 
 
 @intrinsic
-def _give_way(typingctx: Any) -> Any:
+def _give_way(typingctx):
     """Let another thread run."""
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def codegen(context, builder, sig, args):
         call_llvm(builder, _YIELD, I32)
         return context.get_dummy_value()
 
@@ -91,10 +91,10 @@ def _give_way(typingctx: Any) -> Any:
 
 
 @intrinsic
-def _call(typingctx: Any, function: Any, argument: Any) -> Any:
+def _call(typingctx, function, argument):
     """Call the function at an address, which takes an address and returns one."""
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def codegen(context, builder, sig, args):
         function_type = ir.FunctionType(I64, [I64])
         return builder.call(builder.inttoptr(args[0], function_type.as_pointer()), [args[1]])
 
@@ -115,10 +115,10 @@ def _symbol(typingctx, name):
 
 
 @intrinsic
-def _add(typingctx: Any, words: Any, number: Any, value: Any) -> Any:
+def _add(typingctx, words, number, value):
     """Add to a word that threads share, in order with all that they do else; its value before."""
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def codegen(context, builder, sig, args):
         array = context.make_array(words)(context, builder, args[0])
         place = builder.gep(array.data, [args[1]], source_etype=I64)
         return builder.atomic_rmw("add", place, args[2], "seq_cst")
@@ -127,24 +127,24 @@ def _add(typingctx: Any, words: Any, number: Any, value: Any) -> Any:
 
 
 @intrinsic
-def _number(typingctx: Any, word: Any) -> Any:
+def _number(typingctx, word):
     """The float64 that a word holds."""
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def codegen(context, builder, sig, args):
         return builder.bitcast(args[0], ir.DoubleType())
 
     return types.float64(types.int64), codegen
 
 
 @intrinsic
-def _array(typingctx: Any, address: Any, item: Any, count: Any) -> Any:
+def _array(typingctx, address, item, count):
     """An array of numbers of a type at an address; None for no type."""
     if item is types.none:
         nothing = item(address, item, count)
         return nothing, lambda context, builder, sig, args: context.get_dummy_value()
     array = types.Array(item.dtype, 1, "C")
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def codegen(context, builder, sig, args):
         pointer = types.CPointer(item.dtype)
         place = builder.inttoptr(args[0], context.get_value_type(pointer))
         return context.compile_internal(
@@ -176,10 +176,9 @@ def _answer(extension):
     asked = _words(extension, METADATA + 1)
     if asked[EXTENSION_TYPE] & 0xFFFFFFFF != METADATA_EXTENSION:
         return False
-    metadata = _words(asked[METADATA], STATE + 1)
+    metadata = _words(asked[METADATA], TRAITS + 1)
     metadata[VERSION] = MAJOR | MINOR << 32
     metadata[TRAITS] = 0
-    metadata[STATE] = 0
     return True
 
 
@@ -268,22 +267,21 @@ def _prepare(address, kind, label_kind, upstream_kind):
     words[COLUMNS] = columns
     words[SMOOTHING] = _attribute(attributes, LABEL_SMOOTHING)
     words[PENALTY] = _attribute(attributes, Z_LOSS)
+    upstream = _array(words[UPSTREAM], np.float64, rows)
+    if upstream_kind is not None:
+        words[GRADIENT] = _words(results[1], DATA + 1)[DATA]
+        given = _array(_words(operands[2], DATA + 1)[DATA], upstream_kind, rows)
+        for i in range(rows):
+            upstream[i] = given[i]
     if label_kind is not None:
         labels = _array(words[LABELS], label_kind, rows)
         words[LABELS] = job + 8 * FIELDS
         targets = _words(words[LABELS], rows)
         for i in range(rows):
-            targets[i] = 0 if _bad(labels[i], words) else labels[i]
-    if upstream_kind is not None:
-        words[GRADIENT] = _words(results[1], DATA + 1)[DATA]
-        given = _array(_words(operands[2], DATA + 1)[DATA], upstream_kind, rows)
-        upstream = _array(words[UPSTREAM], np.float64, rows)
-        for i in range(rows):
-            upstream[i] = given[i]
-            if label_kind is not None:
-                labels = _array(_words(operands[1], DATA + 1)[DATA], label_kind, rows)
-                if _bad(labels[i], words):
-                    upstream[i] = np.nan
+            targets[i] = labels[i]
+            if _bad(labels[i], words):
+                targets[i] = 0
+                upstream[i] = np.nan
     return job
 
 
