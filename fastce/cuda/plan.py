@@ -64,8 +64,8 @@ ROWS = (
     Runs(1024,   1024, 2,      "memory", 1),      # any
 )  # fmt: skip
 
-# With labels on every class, or a cap, the code for a vector is so long that the compiler loops over
-# more than two, and keeps them in local memory for that.
+# With labels on every class, or a cap, the code for a vector is so long that the compiler loops
+# over more than two, and keeps them in local memory for that.
 OPTION_ROWS = (
     *ROWS[:2],
     Runs(128,    128,  2,      "",       8),      # 4 KiB
