@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from fastce.cuda import plan
 from fastce.cuda.kernels import Capability, compiled
-from fastce.cuda.plan import ROWS, STRIDED, TILE, Runs, Variant, variant
+from fastce.cuda.plan import OPTION_ROWS, ROWS, STRIDED, TILE, Runs, Variant, variant
 
 CAPABILITIES: tuple[Capability, ...] = ((8, 0), (9, 0), (10, 0))
 
@@ -75,7 +75,7 @@ def faults(kernel: Variant, runs: Runs, found: Gate) -> list[str]:
 
 
 REGIMES = {"tile": TILE, "strided": STRIDED} | {
-    f"{runs.threads} x {runs.vectors} {runs.beyond}".strip(): runs for runs in ROWS
+    f"{runs.threads} x {runs.vectors} {runs.beyond}".strip(): runs for runs in (*ROWS, *OPTION_ROWS)
 }
 OPTIONS: dict[str, dict[str, object]] = {
     "": {},
@@ -93,6 +93,8 @@ def everything() -> Iterator[tuple[str, Variant, Runs, Capability]]:
                 for task in ("gradient", "loss", "stats"):
                     for option, given in OPTIONS.items():
                         if option and task != "gradient":
+                            continue
+                        if runs.regime == "row" and runs not in (OPTION_ROWS if option else ROWS):
                             continue
                         name = "sm_{}{}".format(*capability)
                         line = f"{name:7}{dtype:9} {task:9}{regime:17}{option:10}"

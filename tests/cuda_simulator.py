@@ -18,6 +18,7 @@ plan.ROWS = (
     plan.Runs(32, 32, 1, "shared", 1),
     plan.Runs(32, 32, 1, "memory", 1),
 )
+plan.OPTION_ROWS = plan.ROWS
 plan.TILE = plan.Runs(1, 16, 1, "", 1, "tile")  # a whole number of vectors
 plan.TILE_BYTES = 64
 plan.STRIDED = plan.Runs(1, 8, 1, "", 1, "strided")

@@ -64,6 +64,15 @@ ROWS = (
     Runs(1024,   1024, 2,      "memory", 1),      # any
 )  # fmt: skip
 
+# With labels on every class, or a cap, the code for a vector is so long that the compiler loops
+# over more than two, and keeps them in local memory for that.
+OPTION_ROWS = (
+    *ROWS[:2],
+    Runs(128,    128,  2,      "",       8),      # 4 KiB
+    Runs(256,    256,  2,      "",       4),      # 8 KiB
+    *ROWS[-3:],
+)  # fmt: skip
+
 # A thread for each row: of short rows side by side, copied to shared memory by their block; or of
 # rows whose classes are not side by side.
 TILE = Runs(1, 128, 1, "", 4, "tile")
@@ -95,7 +104,7 @@ def choose(
     if packed and classes * size <= TILE_BYTES:
         return variant(dtype, task, TILE, **options), TILE.block * classes * size
     vectors = classes * size // 16
-    for runs in ROWS:
+    for runs in OPTION_ROWS if spread or capped else ROWS:
         missing = 16 * max(0, vectors - runs.threads * runs.vectors)
         room = min(limits.block, limits.multiprocessor // runs.blocks - RESERVED) - SCRATCH
         if runs.beyond == "memory" or missing <= (room if runs.beyond == "shared" else 0):
