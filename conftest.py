@@ -1,4 +1,7 @@
-"""Doctests of modules whose framework is not installed (extras `peers`, `cuda`) are left out."""
+"""What is not looked through for doctests: modules whose framework is not installed, and a device.
+
+The frameworks come with the extras `peers` and `cuda`.
+"""
 
 import importlib.util
 
@@ -7,3 +10,5 @@ _MODULES = {"torch": "fastce/torch", "jax": "fastce/jax.py", "numba_cuda": "fast
 collect_ignore = [
     module for framework, module in _MODULES.items() if not importlib.util.find_spec(framework)
 ]
+# Once imported, launches are those of the simulator for the rest of the process.
+collect_ignore.append("tests/cuda_simulator.py")
