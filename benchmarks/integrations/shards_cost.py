@@ -1,6 +1,6 @@
 """What dividing the classes costs on one machine, beside the undivided call.
 
-    python -m benchmarks.shards_cost
+    python -m benchmarks.integrations.shards_cost
 
 Alternately, as median ratios to `cross_entropy` and `cross_entropy_and_grad` of the whole
 array; float32, all threads. The plain dask formula is what one writes without this library.
