@@ -10,7 +10,7 @@ FRAMEWORKS = [
 
 
 def test_asv_finds_its_benchmarks_without_any_framework():
-    """asv imports every module of the package; those in folders without `__init__` it never sees."""
+    """asv imports every module of the package, but sees no folder without `__init__`."""
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({FRAMEWORKS}))  # None: import raises ModuleNotFoundError
