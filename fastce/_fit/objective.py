@@ -2,6 +2,7 @@
 
 import numpy as np
 import numpy.typing as npt
+import scipy.linalg
 
 from fastce._fit.passes import Array, Data, passes
 
@@ -12,6 +13,8 @@ Vector = npt.NDArray[np.float64]
 CORRELATED = 2048
 # Rows per feature that correlations are estimated from: what they are for needs no digits.
 SAMPLE = 8
+# Bytes of rows that are weighted at a time.
+BLOCK = 2 << 20
 # Weight of uncorrelated features in that estimate, which keeps it well conditioned.
 SHRINK = 1e-3
 
@@ -104,7 +107,7 @@ def _inverse_root(data: Data, l2: float, intercept: bool, total: float) -> Vecto
     share = max(float(weights.sum()), np.finfo(float).tiny) * data.classes
     dense = isinstance(some, np.ndarray)
     moments = np.zeros((features + intercept,) * 2)
-    rows = max(1, (8 << 20) // (8 * features))
+    rows = max(1, BLOCK // (8 * features))
     for start in range(0, some.shape[0], rows):
         part = some[start : start + rows]
         root = np.sqrt(weights[start : start + rows])
@@ -119,7 +122,12 @@ def _inverse_root(data: Data, l2: float, intercept: bool, total: float) -> Vecto
     moments[np.arange(features), np.arange(features)] += l2
     # Their scales are those of all rows, so that no feature is lost that the sample lacks.
     own = np.sqrt(np.maximum(np.diag(moments), 1e-300))
-    correlation = (1 - SHRINK) * moments / np.outer(own, own)
-    np.fill_diagonal(correlation, 1.0)
-    root = np.linalg.cholesky(correlation) * 1.0
-    return np.asarray(np.linalg.inv(root) / scales[None, :])
+    moments *= 1 - SHRINK
+    moments /= own
+    moments /= own[:, None]
+    np.fill_diagonal(moments, 1.0)
+    # In place: beside the data this matrix is most of the memory of a fit.
+    root = scipy.linalg.cholesky(moments.T, lower=True, overwrite_a=True, check_finite=False)
+    inverse, _ = scipy.linalg.lapack.dtrtri(root, lower=True, overwrite_c=True)
+    inverse /= scales
+    return np.asarray(inverse)
