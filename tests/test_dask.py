@@ -135,7 +135,7 @@ BAD = [
     ),
     (
         lambda: fastce.dask.cross_entropy_and_grad(
-            Z, np.zeros(6, int), reduction="none", grad_output=np.ones(6)
+            Z, np.zeros(6, int), reduction="none", grad_output=np.ones(5)
         ),
         ValueError,
         "grad_output",

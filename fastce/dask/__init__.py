@@ -1,0 +1,13 @@
+"""fastce's functions of dask arrays, chunked along rows, classes or both. Needs ``fastce[dask]``.
+
+All are lazy: they read shapes and dtypes, and return dask arrays. Each chunk of logits is
+summarised where it is, in one short record per row (see `fastce.shards`); records of one row of
+chunks are merged along a tree, and what is small, sums over rows, along another. No chunk is joined
+to another, none is kept, and a gradient has the chunks of the logits.
+
+Results do not depend on workers, their number, or on tasks that are done twice, to the last bit.
+"""
+
+from fastce.dask.losses import cross_entropy, cross_entropy_and_grad
+
+__all__ = ["cross_entropy", "cross_entropy_and_grad"]

@@ -1,0 +1,191 @@
+"""Cross-entropy of logits in chunks."""
+
+from typing import Any
+
+import numpy.typing as npt
+
+from fastce import _arguments as arguments
+from fastce import shards
+from fastce._arguments import Reduction
+from fastce.dask._chunks import Labelled
+from fastce.dask._graph import Index, Key, in_chunk
+from fastce.losses import inverse
+
+
+def cross_entropy(
+    logits: Any,
+    targets: Any,
+    *,
+    axis: int = -1,
+    weight: npt.ArrayLike | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    reduction: Reduction = "mean",
+    normalizer: float | None = None,
+) -> Any:
+    """Cross-entropy of chunked logits, lazily.
+
+    Parameters
+    ----------
+    logits : dask.array.Array
+        As in `fastce.cross_entropy`, in any chunks of known sizes.
+    targets : dask.array.Array or array_like
+        As there; rechunked to fit the logits.
+    axis, weight, ignore_index, label_smoothing, z_loss, softcap, reduction, normalizer
+        As there. `weight` is an ordinary array.
+
+    Returns
+    -------
+    dask.array.Array
+        The loss: of no dimension, or for "none" shaped and chunked like the rows.
+
+    Raises
+    ------
+    TypeError, ValueError
+        At once, as `fastce.cross_entropy` does; ValueError also if sizes of chunks are unknown.
+    IndexError
+        When computed, if a target is out of range; the message says in which chunk.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> import fastce.dask
+    >>> logits = da.from_array([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [1.0, 1.0, 1.0]], chunks=(2, 2))
+    >>> loss = fastce.dask.cross_entropy(logits, [0, 1, 2])
+    >>> print(f"{loss.compute():.4f}")
+    0.5587
+    """
+    options = arguments.options(
+        ignore_index, label_smoothing, z_loss, softcap, reduction, normalizer
+    )
+    return _CrossEntropy(logits, targets, axis, weight, options).loss()
+
+
+def cross_entropy_and_grad(
+    logits: Any,
+    targets: Any,
+    *,
+    axis: int = -1,
+    weight: npt.ArrayLike | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    reduction: Reduction = "mean",
+    normalizer: float | None = None,
+    grad_output: Any = None,
+) -> tuple[Any, Any]:
+    """Cross-entropy of chunked logits and its gradient, lazily.
+
+    Parameters
+    ----------
+    logits, targets, axis, weight, ignore_index, label_smoothing, z_loss, softcap
+        As in `cross_entropy`.
+    reduction, normalizer
+        As in `cross_entropy`.
+    grad_output : float, array_like or dask.array.Array, optional
+        As in `fastce.cross_entropy_and_grad`; an array is rechunked to fit the logits.
+
+    Returns
+    -------
+    loss : dask.array.Array
+        As from `cross_entropy`.
+    grad : dask.array.Array
+        Shaped, typed and chunked like `logits`.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `cross_entropy` does.
+
+    Notes
+    -----
+    What the mean divides by is known from the targets alone, so that the gradient of a row of
+    chunks waits for this row of chunks and not for all logits: these need not fit into memory, nor
+    be computed twice if both results are computed together.
+
+    Examples
+    --------
+    >>> import dask
+    >>> import dask.array as da
+    >>> import fastce.dask
+    >>> logits = da.from_array([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]], chunks=(1, 2))
+    >>> loss, grad = dask.compute(*fastce.dask.cross_entropy_and_grad(logits, [0, 1]))
+    >>> print(grad.round(4))
+    [[-0.1674  0.1224  0.045 ]
+     [ 0.021  -0.0781  0.0571]]
+    """
+    options = arguments.options(
+        ignore_index, label_smoothing, z_loss, softcap, reduction, normalizer
+    )
+    call = _CrossEntropy(logits, targets, axis, weight, options, grad_output)
+    return call.loss(), call.grad()
+
+
+class _CrossEntropy:
+    """The partials of all classes for each row of blocks, and what follows from them."""
+
+    def __init__(
+        self, logits: Any, targets: Any, axis: int, weight: npt.ArrayLike | None,
+        options: arguments.Options, grad_output: Any = None,
+    ) -> None:  # fmt: skip
+        self._call = call = Labelled(
+            "cross-entropy", "logits", logits, targets, axis, weight, options, grad_output
+        )
+        self._options, self._graph, self._grid = options, call.graph, call.grid
+        self._totals: dict[Index, Key] = {}
+        for row in call.grid.rows():
+            parts = [
+                call.graph.task(
+                    in_chunk(call.grid.start(block), shards.partial),
+                    *call.arrays(row, block), classes=call.fit.classes,
+                    ignore_index=options.ignore_index, label_smoothing=options.label_smoothing,
+                    softcap=options.softcap, **call.part(block),
+                )
+                for block in call.grid.along(row)
+            ]  # fmt: skip
+            self._totals[row] = call.graph.tree(shards.merge, parts)
+
+    def loss(self) -> Any:
+        given: dict[str, Any] = {"z_loss": self._options.z_loss}
+        if self._options.reduction != "none":
+            return self._call.reduced(
+                [self._graph.task(shards.row_sums, t, **given) for t in self._totals.values()]
+            )
+        blocks = {row: self._graph.task(_losses, t, **given) for row, t in self._totals.items()}
+        return self._graph.array(blocks, self._grid.row_chunks, self._call.dtype)
+
+    def grad(self) -> Any:
+        call, graph, grid = self._call, self._graph, self._grid
+        sums = call.divisors()
+        blocks = grid.without_classes(graph, call.logits.dtype)
+        for row, total in self._totals.items():
+            for block in grid.along(row):
+                blocks[block] = graph.task(
+                    _grad,
+                    *call.arrays(row, block),
+                    total,
+                    sums,
+                    call.upstream.key(row),
+                    options=self._options,
+                    scalar=call.upstream.scalar,
+                    **call.part(block),
+                )
+        return graph.array(blocks, grid.chunks, call.logits.dtype)
+
+
+def _losses(total: shards.Partial, *, z_loss: float) -> Any:
+    return shards.finish(total, z_loss=z_loss, reduction="none").loss
+
+
+def _grad(
+    z: Any, y: Any, total: shards.Partial, sums: shards.Sums, g: Any, *,
+    options: arguments.Options, scalar: float, **part: Any,
+) -> Any:  # fmt: skip
+    weights, count = sums.divisors(options)
+    return shards.grad(
+        z, y, total, z_loss=options.z_loss * weights * inverse(count), reduction="none",
+        grad_output=scalar * inverse(weights) * (1.0 if g is None else g), **part,
+    )  # fmt: skip
