@@ -8,6 +8,14 @@ to another, none is kept, and a gradient has the chunks of the logits.
 Results do not depend on workers, their number, or on tasks that are done twice, to the last bit.
 """
 
-from fastce.dask.losses import cross_entropy, cross_entropy_and_grad
+from fastce.dask.losses import cross_entropy, cross_entropy_and_grad, cross_entropy_stats
+from fastce.dask.softmax import log_softmax, logsumexp, softmax
 
-__all__ = ["cross_entropy", "cross_entropy_and_grad"]
+__all__ = [
+    "cross_entropy",
+    "cross_entropy_and_grad",
+    "cross_entropy_stats",
+    "log_softmax",
+    "logsumexp",
+    "softmax",
+]

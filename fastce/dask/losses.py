@@ -2,14 +2,16 @@
 
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from fastce import _arguments as arguments
+from fastce import _softmax_slice as slices
 from fastce import shards
 from fastce._arguments import Reduction
 from fastce.dask._chunks import Labelled
 from fastce.dask._graph import Index, Key, in_chunk
-from fastce.losses import inverse
+from fastce.losses import CrossEntropyStats, inverse
 
 
 def cross_entropy(
@@ -124,6 +126,51 @@ def cross_entropy_and_grad(
     return call.loss(), call.grad()
 
 
+def cross_entropy_stats(
+    logits: Any,
+    targets: Any,
+    *,
+    axis: int = -1,
+    weight: npt.ArrayLike | None = None,
+    ignore_index: int = -100,
+) -> CrossEntropyStats:
+    """Loss, log-sum-exp, entropy and prediction of each row of chunked logits, lazily.
+
+    Parameters
+    ----------
+    logits, targets, axis, weight, ignore_index
+        As in `cross_entropy`.
+
+    Returns
+    -------
+    CrossEntropyStats
+        Of dask arrays, those of rows in the chunks of the rows; `total_weight`, of no dimension,
+        needs the targets alone.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `cross_entropy` does.
+
+    Notes
+    -----
+    The entropy needs a second look at the logits, when the maximum of all classes is known: where
+    it is computed, a row of chunks is kept or made again. The others do without.
+
+    Examples
+    --------
+    >>> import dask
+    >>> import dask.array as da
+    >>> import fastce.dask
+    >>> logits = da.from_array([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [1.0, 1.0, 1.0]], chunks=(2, 2))
+    >>> (stats,) = dask.compute(fastce.dask.cross_entropy_stats(logits, [0, 2, -100]))
+    >>> print(stats.entropy.round(4), stats.predicted, stats.total_weight)
+    [0.8324 0.5243 0.    ] [ 0  1 -1] 2.0
+    """
+    options = arguments.options(ignore_index, 0.0, 0.0, None, "none", None)
+    return _CrossEntropy(logits, targets, axis, weight, options).stats()
+
+
 class _CrossEntropy:
     """The partials of all classes for each row of blocks, and what follows from them."""
 
@@ -157,6 +204,26 @@ class _CrossEntropy:
         blocks = {row: self._graph.task(_losses, t, **given) for row, t in self._totals.items()}
         return self._graph.array(blocks, self._grid.row_chunks, self._call.dtype)
 
+    def stats(self) -> CrossEntropyStats:
+        call, graph, grid = self._call, self._graph, self._grid
+        fields: dict[str, dict[Index, Key]] = {"loss": {}, "lse": {}, "predicted": {}}
+        entropies = {}
+        for row, total in self._totals.items():
+            finished = graph.task(shards.finish, total, reduction="none")
+            for name, blocks in fields.items():
+                blocks[row] = graph.task(_field, finished, name=name)
+            gaps = [
+                graph.task(slices.entropy_gap, call.arrays(row, block)[0], total, axis=grid.axis)
+                for block in grid.along(row)
+            ]
+            entropies[row] = graph.task(slices.entropy, total, graph.tree(_add, gaps))
+        loss, lse, predicted, entropy = (
+            graph.array(blocks, grid.row_chunks, np.int64 if name == "predicted" else call.dtype)
+            for name, blocks in (*fields.items(), ("entropy", entropies))
+        )
+        weight = graph.task(_field, call.sums(), name="weight")
+        return CrossEntropyStats(loss, lse, entropy, predicted, graph.number(weight, np.float64))
+
     def grad(self) -> Any:
         call, graph, grid = self._call, self._graph, self._grid
         sums = call.divisors()
@@ -174,6 +241,14 @@ class _CrossEntropy:
                     **call.part(block),
                 )
         return graph.array(blocks, grid.chunks, call.logits.dtype)
+
+
+def _field(result: Any, *, name: str) -> Any:
+    return getattr(result, name)
+
+
+def _add(*parts: Any) -> Any:
+    return sum(parts[1:], start=parts[0])
 
 
 def _losses(total: shards.Partial, *, z_loss: float) -> Any:

@@ -1,0 +1,189 @@
+"""`fastce.dask`: each function does what the one of the same name does, however it is chunked."""
+
+import dask.array as da
+import numpy as np
+import pytest
+
+import fastce
+import fastce.dask
+from tests import oracle
+from tests.checks import (
+    FLOATS,
+    assert_close,
+    assert_loss,
+    draw,
+    draw_soft,
+    draw_targets,
+    draw_weight,
+    gradient_bound,
+    loss_dtype,
+    same_bits,
+)
+
+INF, NAN = np.inf, np.nan
+LSE_BOUND = {8: 4e-16, 4: 3e-7}
+ENTROPY_BOUND = {8: 1e-13, 4: 4e-6}
+SHAPE = (12, 150)
+# Blocks of many classes and of few are different kernels; some blocks are empty.
+CHUNKS = {
+    "one": SHAPE, "rows": (5, 150), "classes": (12, (70, 70, 10)),
+    "both": ((7, 0, 5), (1, 70, 0, 79)),
+}  # fmt: skip
+DTYPES = [np.dtype("float32"), np.dtype("float64")]
+
+
+def computed(array):
+    """The result, and whether it is what the lazy array promised to be."""
+    result = array.compute(scheduler="sync")
+    assert (result.shape, result.dtype) == (array.shape, array.dtype)
+    return result
+
+
+def unread(shape, chunks, dtype=np.float32):
+    """An array whose chunks must not be made."""
+
+    def make():
+        raise AssertionError("computed early")
+
+    return da.map_blocks(
+        make, chunks=da.core.normalize_chunks(chunks, shape), dtype=dtype,
+        meta=np.empty((0,) * len(shape), dtype),
+    )  # fmt: skip
+
+
+# logsumexp, softmax, log_softmax ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunks", CHUNKS)
+@pytest.mark.parametrize("dtype", [*DTYPES, FLOATS[3]], ids=str)
+def test_softmax_and_its_logarithm(chunks, dtype):
+    x = draw(SHAPE, dtype, scale=3.0)
+    x[3] += 40 * (np.arange(150) == 77)  # a confident row keeps its digits
+    z = da.from_array(x, chunks=CHUNKS[chunks])
+    for name in ("softmax", "log_softmax"):
+        found = getattr(fastce.dask, name)(z)
+        assert found.chunks == z.chunks
+        got = computed(found)
+        assert got.dtype == dtype
+        assert_close(got, getattr(oracle, name)(x), gradient_bound(dtype))
+    assert_close(computed(fastce.dask.logsumexp(z)), oracle.logsumexp(x),
+                 LSE_BOUND[loss_dtype(dtype).itemsize])  # fmt: skip
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, -1, (0, 1), (0, 2), (2, 1), (0, 1, 2), ()], ids=str)
+@pytest.mark.parametrize("keepdims", [False, True])
+@pytest.mark.parametrize("chunks", [(4, 5, 6), (2, 5, 6), (3, (2, 0, 3), 4)], ids=str)
+def test_axes_of_logsumexp(axis, keepdims, chunks):
+    x = draw((4, 5, 6), np.float64, scale=3.0)
+    z = da.from_array(x, chunks=chunks)
+    found = fastce.dask.logsumexp(z, axis=axis, keepdims=keepdims)
+    assert_close(computed(found), oracle.logsumexp(x, axis=axis, keepdims=keepdims), 4e-16)
+    axes = range(3) if axis is None else np.atleast_1d(np.array(axis, int)) % 3
+    kept = [z.chunks[k] if k not in axes else (1,) for k in range(3) if keepdims or k not in axes]
+    assert found.chunks == tuple(kept)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_softmax_along_any_axis(axis):
+    x = draw((4, 5, 6), np.float64, scale=3.0)
+    z = da.from_array(x, chunks=(3, 2, 4))
+    got = computed(fastce.dask.softmax(z, axis=axis))
+    assert_close(got, oracle.softmax(x, axis=axis), 1e-13)
+
+
+@pytest.mark.parametrize("name", ["logsumexp", "softmax", "log_softmax"])
+def test_what_is_not_divided_has_the_bits_of_the_undivided(name):
+    x = draw((20, 90))
+    got = computed(getattr(fastce.dask, name)(da.from_array(x, chunks=(6, 90))))
+    assert same_bits(got, getattr(fastce, name)(x))
+
+
+@pytest.mark.parametrize("name", ["logsumexp", "softmax", "log_softmax"])
+@pytest.mark.parametrize("dtype", ["int8", "int64", "uint64", "bool"])
+def test_integers_compute_in_float64(name, dtype):
+    x = np.array([[0, 1, 3], [1, 1, 0]], dtype)
+    got = computed(getattr(fastce.dask, name)(da.from_array(x, chunks=(1, 2))))
+    assert got.dtype == np.float64
+    np.testing.assert_allclose(got, getattr(fastce, name)(x), rtol=1e-15)
+
+
+SPECIAL = np.array([
+    [-INF, -INF, -INF, -INF],
+    [INF, 0, 1, 2],
+    [INF, INF, -INF, 0],
+    [0, INF, NAN, 0],
+    [0, 0, 1, NAN],
+    [-INF, -INF, 2.0, -INF],
+    [-INF, 0, -INF, 0],
+    [1e30, 0, 1e30, -1e30],
+    [0, 1, 2, 3],
+])  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["logsumexp", "softmax", "log_softmax"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("padding", [0, 100])
+def test_special_values(name, dtype, padding):
+    x = np.concatenate([SPECIAL, np.full((len(SPECIAL), padding), -INF)], axis=1).astype(dtype)
+    for chunks in ((2, 2), (4, (1, 1, 2 + padding)), (9, (3, 1 + padding))):
+        got = computed(getattr(fastce.dask, name)(da.from_array(x, chunks=chunks)))
+        np.testing.assert_allclose(got, getattr(fastce, name)(x), rtol=1e-6)
+
+
+def test_nothing_to_sum_over_and_no_rows():
+    nothing = da.zeros((3, 0), chunks=(2, 1))
+    assert np.all(computed(fastce.dask.logsumexp(nothing)) == -INF)
+    assert np.all(computed(fastce.dask.logsumexp(nothing, axis=None, keepdims=True)) == -INF)
+    no_rows = da.zeros((0, 5), chunks=(1, 2))
+    assert computed(fastce.dask.logsumexp(no_rows)).shape == (0,)
+    assert computed(fastce.dask.softmax(no_rows)).shape == (0, 5)
+
+
+# cross_entropy_stats ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunks", CHUNKS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["plain", "weight", "soft"])
+def test_stats(chunks, dtype, kind):
+    logits = draw(SHAPE, dtype, scale=3.0)
+    logits[5] += 20 * (np.arange(150) == 9)  # certain, so that its entropy is small
+    targets = draw_soft(SHAPE, dtype) if kind == "soft" else draw_targets((12,), 150)
+    options = {"weight": draw_weight(150), "ignore_index": 3} if kind == "weight" else {}
+    if kind != "soft":
+        targets[[2, 4]] = 3
+    z = da.from_array(logits, chunks=CHUNKS[chunks])
+    got = fastce.dask.cross_entropy_stats(z, targets, **options)
+    want = oracle.cross_entropy_stats(logits, targets, **options)
+    assert isinstance(got, fastce.CrossEntropyStats)
+    size = dtype.itemsize
+    assert_loss(computed(got.loss), want.loss, dtype, anywhere=True)
+    assert_close(computed(got.lse), want.lse, LSE_BOUND[size])
+    assert_close(computed(got.entropy), want.entropy, ENTROPY_BOUND[size])
+    np.testing.assert_array_equal(computed(got.predicted), want.predicted)
+    assert computed(got.total_weight) == pytest.approx(float(want.total_weight), rel=1e-15)
+    for field in got[:4]:
+        assert field.dtype == (np.int64 if field is got.predicted else dtype)
+        assert field.chunks == z.chunks[:1]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_stats_of_special_rows(axis):
+    logits = np.array([[NAN, 0, 1, 2], [0, 1, NAN, 3], *SPECIAL])
+    targets = np.full(len(logits), 1)
+    targets[0] = -100
+    if axis == 0:
+        logits = np.ascontiguousarray(logits.T)
+    want = fastce.cross_entropy_stats(logits, targets, axis=axis)
+    got = fastce.dask.cross_entropy_stats(da.from_array(logits, chunks=2), targets, axis=axis)
+    known = ~np.isnan(logits).any(axis=axis) | (targets == -100)
+    for name in ("loss", "lse", "entropy"):
+        np.testing.assert_allclose(computed(getattr(got, name)), getattr(want, name), rtol=1e-14)
+    np.testing.assert_array_equal(computed(got.predicted)[known], want.predicted[known])
+
+
+def test_what_needs_no_logits_computes_none():
+    stats = fastce.dask.cross_entropy_stats(unread((6, 4), (2, 3)), np.array([0, 1, 2, 3, -100, 0]))
+    assert computed(stats.total_weight) == 5
+    with pytest.raises(AssertionError, match="computed early"):
+        stats.loss.compute(scheduler="sync")
