@@ -187,3 +187,152 @@ def test_what_needs_no_logits_computes_none():
     assert computed(stats.total_weight) == 5
     with pytest.raises(AssertionError, match="computed early"):
         stats.loss.compute(scheduler="sync")
+
+
+# nll_loss -----------------------------------------------------------------------------------------
+
+REDUCTIONS = {
+    "mean": {},
+    "sum": {"reduction": "sum", "grad_output": 2.0},
+    "none": {"reduction": "none", "grad_output": "rows"},
+    "normalizer": {"normalizer": 7.0},
+    "weight": {"weight": draw_weight(150), "ignore_index": 3},
+}
+
+
+def filled(options, rows, chunks=None):
+    """The options, with one upstream gradient per row where they say so."""
+    options = dict(options)
+    if options.get("grad_output") == "rows":
+        options["grad_output"] = draw(rows, np.float64, seed=5)
+    lazy = dict(options)
+    if chunks is not None and np.ndim(options.get("grad_output")):
+        lazy["grad_output"] = da.from_array(options["grad_output"], chunks=chunks)
+    return options, lazy
+
+
+@pytest.mark.parametrize("chunks", CHUNKS)
+@pytest.mark.parametrize("name", REDUCTIONS)
+@pytest.mark.parametrize("dtype", [*DTYPES, FLOATS[3]], ids=str)
+@pytest.mark.parametrize("soft", [False, True])
+def test_nll_loss(chunks, name, dtype, soft):
+    lp = fastce.log_softmax(draw(SHAPE, np.float64, scale=3.0)).astype(dtype)
+    lp[1, 5] = -INF
+    targets = draw_soft(SHAPE, dtype) if soft else draw_targets((12,), 150, np.uint8)
+    options, lazy = filled(REDUCTIONS[name], (12,), chunks=5)
+    if soft:
+        targets[1, 5] = 0
+        options.pop("ignore_index", None)
+        lazy.pop("ignore_index", None)
+    else:
+        targets[[1, 4]] = 5, 3
+    want = oracle.nll_loss(lp, targets, **options)
+    z = da.from_array(lp, chunks=CHUNKS[chunks])
+    loss, grad = fastce.dask.nll_loss_and_grad(z, da.from_array(targets, chunks=4), **lazy)
+    assert grad.chunks == z.chunks
+    assert_loss(computed(loss), want.loss, dtype)
+    assert_close(computed(grad), want.grad, gradient_bound(dtype))
+    lazy.pop("grad_output", None)
+    assert same_bits(computed(fastce.dask.nll_loss(z, targets, **lazy)), computed(loss))
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_what_no_label_names_is_not_looked_at(soft):
+    lp = np.full((4, 7), NAN)
+    targets = np.array([0, 6, -100, 3])
+    lp[[0, 1, 3], targets[[0, 1, 3]]] = -1.0, -INF, -3.0
+    if soft:
+        lp = np.where(np.isnan(lp), -INF, lp)
+        targets = np.eye(7)[[0, 6, 6, 3]]
+    z = da.from_array(lp, chunks=(3, 2))
+    got = computed(fastce.dask.nll_loss(z, targets, reduction="none"))
+    np.testing.assert_array_equal(got, fastce.nll_loss(lp, targets, reduction="none"))
+    mean = computed(fastce.dask.nll_loss(z, targets if soft else np.full(4, -100)))
+    assert mean == INF if soft else np.isnan(mean)
+
+
+# binary_cross_entropy -----------------------------------------------------------------------------
+
+BINARY = {
+    "plain": {},
+    "targets of integers": {"targets": np.int8},
+    "everything": {"weight": (150,), "pos_weight": (12, 1), "reduction": "sum", "grad_output": 3.0},
+    "none": {"weight": (12, 150), "pos_weight": (), "reduction": "none", "grad_output": "all"},
+}
+
+
+@pytest.mark.parametrize("chunks", CHUNKS)
+@pytest.mark.parametrize("name", BINARY)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("lazily", [False, True])
+def test_binary_cross_entropy(chunks, name, dtype, lazily):
+    logits = draw(SHAPE, dtype, scale=3.0)
+    logits[0, :3] = INF, -INF, 50
+    options = dict(BINARY[name])
+    kind = options.pop("targets", dtype)
+    targets = (np.random.default_rng(1).random(SHAPE) < 0.4).astype(kind)
+    targets[0, :3] = 1, 0, 1
+    for factor in ("weight", "pos_weight"):
+        if factor in options:
+            options[factor] = draw_weight(12 * 150)[: int(np.prod(options[factor]))].reshape(
+                options[factor]
+            )
+    if options.get("grad_output") == "all":
+        options["grad_output"] = draw(SHAPE, np.float64, seed=5)
+    want = oracle.binary_cross_entropy(logits, targets, **options)
+    z = da.from_array(logits, chunks=CHUNKS[chunks])
+    if lazily:
+        options = {k: da.from_array(v) if isinstance(v, np.ndarray) else v
+                   for k, v in options.items()}  # fmt: skip
+        targets = da.from_array(targets, chunks=(2, 40))
+    loss, grad = fastce.dask.binary_cross_entropy_and_grad(z, targets, **options)
+    assert grad.chunks == z.chunks
+    assert_loss(computed(loss), want.loss, dtype)
+    assert_close(computed(grad), want.grad, gradient_bound(dtype))
+    options.pop("grad_output", None)
+    assert same_bits(computed(fastce.dask.binary_cross_entropy(z, targets, **options)),
+                     computed(loss))  # fmt: skip
+
+
+def test_a_single_number_and_none():
+    loss, grad = fastce.dask.binary_cross_entropy_and_grad(da.from_array(np.float64(2.0)), 1)
+    want = fastce.binary_cross_entropy_and_grad(2.0, 1)
+    assert (computed(loss), computed(grad)) == want
+    empty = da.zeros((0, 3), chunks=2)
+    assert np.isnan(computed(fastce.dask.binary_cross_entropy(empty, np.zeros((0, 3)))))
+    assert computed(fastce.dask.binary_cross_entropy(empty, empty, reduction="sum")) == 0
+
+
+# gradient_hessian, hessian_vector_product ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunks", ["one", "rows"])
+@pytest.mark.parametrize("hessian", ["diag", "xgboost", "lightgbm", "abs_residual"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradient_hessian(chunks, hessian, weighted):
+    logits, targets = draw(SHAPE, scale=3.0), draw_targets((12,), 150)
+    weight = draw((12,), np.float64) if weighted else None
+    want = fastce.gradient_hessian(logits, targets, sample_weight=weight, hessian=hessian)
+    z = da.from_array(logits, chunks=CHUNKS[chunks])
+    for lazily in (False, True):
+        found = fastce.dask.gradient_hessian(
+            z, da.from_array(targets) if lazily else targets,
+            sample_weight=da.from_array(weight, chunks=5) if lazily and weighted else weight,
+            hessian=hessian,
+        )  # fmt: skip
+        for got, one in zip(found, want, strict=True):
+            assert got.chunks == z.chunks
+            assert same_bits(computed(got), one)
+
+
+@pytest.mark.parametrize("chunks", ["one", "rows"])
+@pytest.mark.parametrize("g", [None, 0.5, "rows"])
+def test_hessian_vector_product(chunks, g):
+    logits, v = draw(SHAPE, scale=3.0), draw(SHAPE, seed=3)
+    g = draw((12,), np.float64) if g == "rows" else g
+    want = fastce.hessian_vector_product(logits, v, grad_output=g)
+    z = da.from_array(logits, chunks=CHUNKS[chunks])
+    for vector in (v, da.from_array(v, chunks=(12, 7))):
+        found = fastce.dask.hessian_vector_product(z, vector, grad_output=g)
+        assert found.chunks == z.chunks
+        assert same_bits(computed(found), want)

@@ -8,14 +8,23 @@ to another, none is kept, and a gradient has the chunks of the logits.
 Results do not depend on workers, their number, or on tasks that are done twice, to the last bit.
 """
 
+from fastce.dask.binary import binary_cross_entropy, binary_cross_entropy_and_grad
+from fastce.dask.curvature import gradient_hessian, hessian_vector_product
+from fastce.dask.likelihood import nll_loss, nll_loss_and_grad
 from fastce.dask.losses import cross_entropy, cross_entropy_and_grad, cross_entropy_stats
 from fastce.dask.softmax import log_softmax, logsumexp, softmax
 
 __all__ = [
+    "binary_cross_entropy",
+    "binary_cross_entropy_and_grad",
     "cross_entropy",
     "cross_entropy_and_grad",
     "cross_entropy_stats",
+    "gradient_hessian",
+    "hessian_vector_product",
     "log_softmax",
     "logsumexp",
+    "nll_loss",
+    "nll_loss_and_grad",
     "softmax",
 ]

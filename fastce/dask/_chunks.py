@@ -46,6 +46,15 @@ def key_of(array: Any, block: Index) -> Key:
     return (array.name, *block)
 
 
+def whole(name: str, array: Any, axis: int) -> None:
+    """Refuse an array that is divided along an axis where a function needs all of it."""
+    if len(array.chunks[axis]) > 1:
+        raise ValueError(
+            f"{name}: expected one chunk along axis {axis}, got {array.chunks[axis]}; "
+            f"{name}.rechunk({{{axis}: -1}}) makes it one"
+        )
+
+
 class Grid:
     """Where the blocks of an array lie: in rows of blocks, one after another by their classes."""
 
@@ -164,11 +173,22 @@ class Labelled:
             return self.sums()
         return self.graph.task(shards.Sums, nll=0.0, z=0.0, weight=0.0, rows=0.0)
 
+    def mean(self, nll: Key) -> Any:
+        """The loss, from the sum of the losses of all rows."""
+        key = self.graph.task(
+            _divided, nll, self.divisors(), options=self.options, dtype=self.dtype
+        )
+        return self.graph.number(key, self.dtype)
+
     def reduced(self, parts: list[Key]) -> Any:
         """The loss, from `shards.Sums` of rows of blocks."""
         sums = self.graph.tree(add_sums, parts)
         key = self.graph.task(shards.Sums.loss, sums, options=self.options, dtype=self.dtype)
         return self.graph.number(key, self.dtype)
+
+
+def _divided(nll: float, sums: shards.Sums, **given: Any) -> Any:
+    return sums._replace(nll=nll).loss(**given)
 
 
 def add_sums(*parts: shards.Sums) -> shards.Sums:

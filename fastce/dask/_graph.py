@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dask.array as da
+import numpy as np
 import numpy.typing as npt
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
@@ -70,6 +71,17 @@ class Graph:
     def __dask_layers__(self) -> tuple[str, ...]:
         """The layer of the tasks."""
         return (self._name,)
+
+
+def add(*parts: Any) -> Any:
+    """The sum of numbers or arrays, in their order."""
+    with np.errstate(all="ignore"):
+        return sum(parts[1:], start=parts[0])
+
+
+def pick(result: Any, *, item: int) -> Any:
+    """One of several results of a task."""
+    return result[item]
 
 
 def in_chunk(start: Index, function: Callable[..., Any]) -> Callable[..., Any]:

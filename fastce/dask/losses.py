@@ -10,7 +10,7 @@ from fastce import _softmax_slice as slices
 from fastce import shards
 from fastce._arguments import Reduction
 from fastce.dask._chunks import Labelled
-from fastce.dask._graph import Index, Key, in_chunk
+from fastce.dask._graph import Index, Key, add, in_chunk, pick
 from fastce.losses import CrossEntropyStats, inverse
 
 
@@ -206,22 +206,24 @@ class _CrossEntropy:
 
     def stats(self) -> CrossEntropyStats:
         call, graph, grid = self._call, self._graph, self._grid
-        fields: dict[str, dict[Index, Key]] = {"loss": {}, "lse": {}, "predicted": {}}
-        entropies = {}
+        losses: dict[Index, Key] = {}
+        lses: dict[Index, Key] = {}
+        entropies: dict[Index, Key] = {}
+        predictions: dict[Index, Key] = {}
         for row, total in self._totals.items():
             finished = graph.task(shards.finish, total, reduction="none")
-            for name, blocks in fields.items():
-                blocks[row] = graph.task(_field, finished, name=name)
+            for item, blocks in enumerate((losses, lses, predictions)):  # as in `ShardedLoss`
+                blocks[row] = graph.task(pick, finished, item=item)
             gaps = [
                 graph.task(slices.entropy_gap, call.arrays(row, block)[0], total, axis=grid.axis)
                 for block in grid.along(row)
             ]
-            entropies[row] = graph.task(slices.entropy, total, graph.tree(_add, gaps))
-        loss, lse, predicted, entropy = (
-            graph.array(blocks, grid.row_chunks, np.int64 if name == "predicted" else call.dtype)
-            for name, blocks in (*fields.items(), ("entropy", entropies))
+            entropies[row] = graph.task(slices.entropy, total, graph.tree(add, gaps))
+        loss, lse, entropy = (
+            graph.array(blocks, grid.row_chunks, call.dtype) for blocks in (losses, lses, entropies)
         )
-        weight = graph.task(_field, call.sums(), name="weight")
+        predicted = graph.array(predictions, grid.row_chunks, np.int64)
+        weight = graph.task(_weight, call.sums())
         return CrossEntropyStats(loss, lse, entropy, predicted, graph.number(weight, np.float64))
 
     def grad(self) -> Any:
@@ -243,12 +245,8 @@ class _CrossEntropy:
         return graph.array(blocks, grid.chunks, call.logits.dtype)
 
 
-def _field(result: Any, *, name: str) -> Any:
-    return getattr(result, name)
-
-
-def _add(*parts: Any) -> Any:
-    return sum(parts[1:], start=parts[0])
+def _weight(sums: shards.Sums) -> np.float64:
+    return np.float64(sums.weight)
 
 
 def _losses(total: shards.Partial, *, z_loss: float) -> Any:

@@ -14,6 +14,7 @@ from fastce import shards
 from fastce._arguments import AnyArray
 from fastce.dask._chunks import Grid, chunked, key_of
 from fastce.dask._graph import Graph, Index, Key
+from fastce.softmax import joined
 
 
 def logsumexp(x: Any, *, axis: int | tuple[int, ...] | None = -1, keepdims: bool = False) -> Any:
@@ -195,8 +196,7 @@ def _partial(
 ) -> shards.Partial:
     if len(axes) == 1:
         return slices.partial(x, axes[0], class_offset, classes)
-    x = np.moveaxis(x, axes, range(-len(axes), 0))
-    x = x.reshape(*x.shape[: x.ndim - len(axes)], -1)
+    x = joined(x, axes)
     return slices.partial(x, x.ndim - 1, class_offset, classes)
 
 
