@@ -254,11 +254,18 @@ def test_a_killed_worker_loses_nothing():
         Client(cluster) as client,
     ):
         z = da.from_array(logits, chunks=(50, 75)).map_blocks(_slow)
-        loss, grad = fastce.dask.cross_entropy_and_grad(z, targets)
-        before = dask.compute(loss, grad)
+        lazy = (
+            *fastce.dask.cross_entropy_and_grad(z, targets), fastce.dask.softmax(z),
+            fastce.dask.cross_entropy_stats(z, targets).entropy,
+            fastce.dask.nll_loss(z, targets), fastce.dask.binary_cross_entropy(z, z),
+            *fastce.dask.linear_cross_entropy_and_grad(
+                z.rechunk({1: -1}), da.from_array(logits[:90], chunks=(40, 300)), targets % 90
+            )[1][:2],
+        )  # fmt: skip
+        before = dask.compute(*lazy)
         workers = set(client.scheduler_info()["workers"])
         timer = _kill_one(client, 0.2)
-        after = dask.compute(loss, grad)
+        after = dask.compute(*lazy)
         timer.join()
         assert [a.tobytes() for a in after] == [b.tobytes() for b in before]
         np.testing.assert_allclose(after[0], fastce.cross_entropy(logits, targets), rtol=1e-6)

@@ -1,5 +1,6 @@
 """`fastce.dask`: each function does what the one of the same name does, however it is chunked."""
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -336,3 +337,253 @@ def test_hessian_vector_product(chunks, g):
         found = fastce.dask.hessian_vector_product(z, vector, grad_output=g)
         assert found.chunks == z.chunks
         assert same_bits(computed(found), want)
+
+
+# linear_cross_entropy -----------------------------------------------------------------------------
+
+LINEAR = {
+    "plain": {},
+    "bias": {"bias": True, "reduction": "sum", "grad_output": 2.0},
+    "none": {"bias": True, "reduction": "none", "grad_output": "rows"},
+    "normalizer": {"normalizer": 7.0, "z_loss": 0.1},
+    "everything": {
+        "bias": True, "class_weight": draw_weight(50), "label_smoothing": 0.1, "z_loss": 0.1,
+        "softcap": 5.0, "ignore_index": 3,
+    },
+}  # fmt: skip
+LAYERS = {"one": (31, 50), "rows": (9, 50), "classes": (31, (20, 0, 29, 1)), "both": (9, (20, 30))}
+
+
+@pytest.mark.parametrize("chunks", LAYERS)
+@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("soft", [False, True])
+def test_linear_cross_entropy(chunks, name, soft):
+    x, weight, bias = draw((31, 8)), draw((50, 8), seed=1), draw((50,), seed=2)
+    targets = draw_soft((31, 50)) if soft else draw_targets((31,), 50)
+    options, lazy = filled(LINEAR[name], (31,), chunks=4)
+    if soft:
+        options.pop("ignore_index", None)
+        lazy.pop("ignore_index", None)
+    else:
+        targets[[2, 17]] = 3
+    rows, classes = LAYERS[chunks]
+    if options.pop("bias", False):
+        options["bias"], lazy["bias"] = bias, bias
+    lazily = da.from_array(x, chunks=(rows, 8)), da.from_array(weight, chunks=(classes, 8))
+    want, gradients = fastce.linear_cross_entropy_and_grad(x, weight, targets, **options)
+    loss, found = fastce.dask.linear_cross_entropy_and_grad(*lazily, targets, **lazy)
+    np.testing.assert_allclose(computed(loss), want, rtol=2e-6)
+    for got, expected, of in zip(found, gradients, (*lazily, lazily[1][:, 0]), strict=True):
+        if expected is None:
+            assert got is None
+            continue
+        assert got.chunks == of.chunks
+        np.testing.assert_allclose(computed(got), expected, rtol=2e-5, atol=1e-6)
+    lazy.pop("grad_output", None)
+    alone = fastce.dask.linear_cross_entropy(*lazily, targets, **lazy)
+    assert same_bits(computed(alone), computed(loss))
+
+
+@pytest.mark.parametrize("classes", [50, 20])
+def test_linear_cross_entropy_in_other_dtypes(classes):
+    targets = draw_targets((31,), 50)
+    for dtypes in (("f8", "f4"), (FLOATS[3], FLOATS[3]), ("f2", "f2")):
+        x, weight = draw((31, 8), dtypes[0]), draw((50, 8), dtypes[1], seed=1)
+        bias = draw((50,), dtypes[1])
+        want, gradients = fastce.linear_cross_entropy_and_grad(x, weight, targets, bias=bias)
+        loss, found = fastce.dask.linear_cross_entropy_and_grad(
+            da.from_array(x, chunks=(5, 8)), da.from_array(weight, chunks=(classes, 8)), targets,
+            bias=da.from_array(bias, chunks=7),
+        )  # fmt: skip
+        assert computed(loss) == pytest.approx(float(want), rel=1e-6)
+        for got, expected in zip(found, gradients, strict=True):
+            assert got.dtype == expected.dtype
+            unit = 2.0**-7 if expected.itemsize == 2 else 1e-6
+            np.testing.assert_allclose(computed(got).astype(float), expected.astype(float),
+                                       rtol=unit, atol=1e-4 * unit)  # fmt: skip
+
+
+def test_the_weights_may_be_in_memory_and_skipping_is_passed_on():
+    x, weight, targets = draw((30, 4), scale=4), draw((80, 4), scale=4), draw_targets((30,), 80)
+    z = da.from_array(x, chunks=(10, 4))
+    loss, (dx, dweight, _) = fastce.dask.linear_cross_entropy_and_grad(
+        z, weight, targets, skip_below=0.01
+    )
+    assert dweight.chunks == ((80,), (4,))
+    exact, (_, all_of_it, _) = fastce.linear_cross_entropy_and_grad(x, weight, targets)
+    assert computed(loss) == pytest.approx(float(exact), rel=1e-6)
+    skipped = computed(dweight)
+    assert np.count_nonzero(skipped) < np.count_nonzero(all_of_it)
+    bound = 0.01 / 30 * np.abs(x).sum(axis=0)
+    assert np.all(np.abs(skipped - all_of_it) <= bound + 1e-6)
+    assert computed(dx).shape == x.shape
+
+
+def test_no_rows_of_a_linear_layer():
+    x = da.zeros((0, 3), chunks=(2, 3))
+    for weight in (np.ones((5, 3)), da.ones((5, 3), chunks=(2, 3))):
+        loss, (dx, dweight, _) = fastce.dask.linear_cross_entropy_and_grad(
+            x, weight, np.empty(0, int)
+        )
+        assert np.isnan(computed(loss))
+        assert computed(dx).shape == (0, 3)
+        assert not computed(dweight).any()
+
+
+# All of them --------------------------------------------------------------------------------------
+
+Y = np.array([0, 1, 2, 3, 4, 0])
+W = np.ones((5, 4))
+CALLS = {
+    "cross_entropy": lambda z, f=fastce.dask: f.cross_entropy(z, Y),
+    "cross_entropy_and_grad": lambda z, f=fastce.dask: f.cross_entropy_and_grad(z, Y),
+    "cross_entropy_stats": lambda z, f=fastce.dask: tuple(f.cross_entropy_stats(z, Y)),
+    "logsumexp": lambda z, f=fastce.dask: f.logsumexp(z, axis=None),
+    "softmax": lambda z, f=fastce.dask: f.softmax(z),
+    "log_softmax": lambda z, f=fastce.dask: f.log_softmax(z),
+    "nll_loss_and_grad": lambda z, f=fastce.dask: f.nll_loss_and_grad(z, Y),
+    "binary_cross_entropy_and_grad": lambda z, f=fastce.dask: f.binary_cross_entropy_and_grad(z, z),
+    "gradient_hessian": lambda z, f=fastce.dask: f.gradient_hessian(z, Y),
+    "hessian_vector_product": lambda z, f=fastce.dask: f.hessian_vector_product(z, z),
+    "linear_cross_entropy_and_grad": lambda z, f=fastce.dask: f.linear_cross_entropy_and_grad(
+        z, np.ones((5, z.shape[1])), Y
+    )[0],
+}
+ROW_WISE = ("gradient_hessian", "hessian_vector_product", "linear_cross_entropy_and_grad")
+
+
+def test_every_public_function_is_there():
+    threads = {"get_num_threads", "set_num_threads", "num_threads", "CrossEntropyStats"}
+    assert set(fastce.dask.__all__) == set(fastce.__all__) - threads
+    assert {name.removesuffix("_and_grad") for name in fastce.dask.__all__} == {
+        name.removesuffix("_and_grad") for name in CALLS
+    }
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("classes", [5, 2])
+def test_nothing_is_computed_before_it_is_asked_for(name, classes):
+    if classes == 2 and name in ROW_WISE:
+        return
+    result = CALLS[name](unread((6, 5), (2, classes)))
+    for array in result if isinstance(result, tuple) else (result,):
+        assert isinstance(array, da.Array)
+    with pytest.raises(AssertionError, match="computed early"):
+        (result[0] if isinstance(result, tuple) else result).compute(scheduler="sync")
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_bit_is_the_same_in_any_schedule(name):
+    z = da.from_array(draw((6, 5)), chunks=(1, 5 if name in ROW_WISE else 2))
+    found = CALLS[name](z)
+    seen = {
+        tuple(np.asarray(a).tobytes() for a in np.atleast_1d(np.array(r, object)).ravel())
+        for scheduler in ("sync", "threads", "threads")
+        for r in [dask.compute(found, scheduler=scheduler)]
+    }
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_arguments_of_the_wrong_kind(name):
+    with pytest.raises(TypeError, match="expected a dask array, got ndarray"):
+        CALLS[name](np.zeros((6, 5)))
+    with pytest.raises(ValueError, match="expected chunks of known sizes"):
+        CALLS[name](da.zeros((6, 5))[da.zeros(6) == 0])
+    with pytest.raises(TypeError, match="expected float64"):
+        CALLS[name](da.zeros((6, 5), dtype=complex))
+
+
+@pytest.mark.parametrize("name", ROW_WISE[:2])
+def test_what_needs_all_classes_says_how_to_get_them(name):
+    z = da.from_array(draw((6, 5)), chunks=(2, 2))
+    with pytest.raises(ValueError, match=r"got \(2, 2, 1\); logits.rechunk\({1: -1}\) makes it"):
+        CALLS[name](z)
+    CALLS[name](z.rechunk({1: -1}))
+
+
+Z = da.zeros((6, 5), chunks=(2, 2))
+X = da.zeros((6, 4), chunks=(2, 4))
+BAD = [
+    (lambda f: f.softmax(Z, axis=2), ValueError, "axis: expected an integer in"),
+    (lambda f: f.logsumexp(Z, axis=(0, 0)), ValueError, "each axis once"),
+    (lambda f: f.softmax(da.zeros((3, 0), chunks=2)), ValueError, "at least one class"),
+    (lambda f: f.cross_entropy_stats(Z, Y[:2]), ValueError, "targets: expected shape"),
+    (lambda f: f.cross_entropy_stats(Z, Z, ignore_index=1), ValueError, "ignore_index"),
+    (lambda f: f.cross_entropy(Z, Y, weight=da.ones(5)), TypeError, "weight: .* array in memory"),
+    (lambda f: f.cross_entropy(Z, Y[da.zeros(6) == 0]), ValueError, "targets: .* known sizes"),
+    (lambda f: f.nll_loss(Z, Y, weight=np.ones(4)), ValueError, "weight: expected shape"),
+    (lambda f: f.nll_loss(Z, Y * 1.0), TypeError, "targets: expected integers"),
+    (lambda f: f.binary_cross_entropy(Z, Y), ValueError, "targets: expected the shape"),
+    (lambda f: f.binary_cross_entropy(Z, Z, weight=np.ones(4)), ValueError, "weight: .* broadcast"),
+    (lambda f: f.binary_cross_entropy(Z, Z, pos_weight="3"), TypeError, "pos_weight"),
+    (lambda f: f.binary_cross_entropy(Z, Z, reduction="max"), ValueError, "reduction"),
+    (
+        lambda f: f.binary_cross_entropy_and_grad(Z, Z, grad_output=np.ones((6, 5))),
+        ValueError,
+        "grad_output",
+    ),
+    (
+        lambda f: f.cross_entropy_and_grad(Z, Y, grad_output=da.ones(6)),
+        ValueError,
+        "grad_output: expected a single number",
+    ),
+    (lambda f: f.gradient_hessian(Z.rechunk(6), Y, hessian="full"), ValueError, "hessian"),
+    (lambda f: f.gradient_hessian(Z.rechunk(6), Z), TypeError, "targets: expected integers"),
+    (
+        lambda f: f.gradient_hessian(Z.rechunk(6), Y, sample_weight=np.ones(5)),
+        ValueError,
+        "sample_weight: expected shape",
+    ),
+    (lambda f: f.hessian_vector_product(Z.rechunk(6), Y), TypeError, "v: expected float64"),
+    (lambda f: f.hessian_vector_product(Z.rechunk(6), X), ValueError, "v: expected the shape"),
+    (lambda f: f.linear_cross_entropy(X, W[:, :3], Y), ValueError, "weight: expected shape"),
+    (lambda f: f.linear_cross_entropy(X.rechunk(2), W, Y), ValueError, r"x.rechunk\({1: -1}\)"),
+    (
+        lambda f: f.linear_cross_entropy(X, da.from_array(W, chunks=2), Y),
+        ValueError,
+        r"weight: expected one chunk along axis 1, got \(2, 2\)",
+    ),
+    (lambda f: f.linear_cross_entropy(X, W, Y, bias=np.ones(4)), ValueError, "bias"),
+    (
+        lambda f: f.linear_cross_entropy(X, W, Y, class_weight=np.ones(4)),
+        ValueError,
+        "class_weight: expected shape",
+    ),
+    (lambda f: f.linear_cross_entropy_and_grad(X, W, Y, skip_below=1), ValueError, "skip_below"),
+]
+
+
+@pytest.mark.parametrize("call, error, message", BAD)
+def test_bad_input_is_named_at_once(call, error, message):
+    with pytest.raises(error, match=message):
+        call(fastce.dask)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda f, y: f.cross_entropy_stats(Z, y).total_weight,
+        lambda f, y: f.cross_entropy_stats(Z, y).entropy,
+        lambda f, y: f.nll_loss(Z, y, reduction="none"),
+        lambda f, y: f.nll_loss_and_grad(Z, y, reduction="sum")[1],
+        lambda f, y: f.gradient_hessian(Z.rechunk((2, 5)), y)[1],
+        lambda f, y: f.linear_cross_entropy(X, W, y, reduction="sum"),
+        lambda f, y: f.linear_cross_entropy(X, da.from_array(W, chunks=(2, 4)), y),
+    ],
+)
+def test_a_bad_target_is_named_with_its_chunk(call):
+    array = call(fastce.dask, np.array([0, 1, 2, 5, 4, 0], np.uint8))
+    with pytest.raises(IndexError, match=r"got 5 at index \(1,\), in the chunk .* at \(2,"):
+        array.compute(scheduler="sync")
+
+
+def test_an_upstream_gradient_that_is_not_known_yet():
+    logits = draw((6, 5))
+    z = da.from_array(logits, chunks=2)
+    g = da.from_array(np.float64(3.0)) * 2
+    for options, value in (({}, 6.0), ({"reduction": "none"}, np.arange(6.0))):
+        lazy = g if value is not None and np.ndim(value) == 0 else da.from_array(value, chunks=4)
+        found = fastce.dask.cross_entropy_and_grad(z, Y, grad_output=lazy, **options)[1]
+        want = fastce.cross_entropy_and_grad(logits, Y, grad_output=value, **options)[1]
+        np.testing.assert_allclose(computed(found), want, rtol=1e-5)

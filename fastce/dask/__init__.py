@@ -11,6 +11,7 @@ Results do not depend on workers, their number, or on tasks that are done twice,
 from fastce.dask.binary import binary_cross_entropy, binary_cross_entropy_and_grad
 from fastce.dask.curvature import gradient_hessian, hessian_vector_product
 from fastce.dask.likelihood import nll_loss, nll_loss_and_grad
+from fastce.dask.linear import linear_cross_entropy, linear_cross_entropy_and_grad
 from fastce.dask.losses import cross_entropy, cross_entropy_and_grad, cross_entropy_stats
 from fastce.dask.softmax import log_softmax, logsumexp, softmax
 
@@ -22,6 +23,8 @@ __all__ = [
     "cross_entropy_stats",
     "gradient_hessian",
     "hessian_vector_product",
+    "linear_cross_entropy",
+    "linear_cross_entropy_and_grad",
     "log_softmax",
     "logsumexp",
     "nll_loss",

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastce import _arguments as arguments
-from fastce import shards
-from fastce.dask._graph import Chunks, Graph, Index, Key, in_chunk
+from fastce.dask._graph import Chunks, Graph, Index, Key
 
 
 def chunked(name: str, value: Any) -> Any:
@@ -119,78 +118,3 @@ class Upstream:
         if self._array is None:
             return None
         return key_of(self._array, row if self._array.ndim else ())
-
-
-class Labelled:
-    """Chunked logits and their labels, checked, and what a mean over them divides by."""
-
-    def __init__(
-        self, label: str, name: str, logits: Any, targets: Any, axis: int,
-        weight: npt.ArrayLike | None, options: arguments.Options, grad_output: Any = None,
-    ) -> None:  # fmt: skip
-        z, y = chunked(name, logits), any_array("targets", targets)
-        self.fit = fit = arguments.signature(
-            name, z.dtype, z.shape, axis, y.dtype, y.shape, options.ignore_index
-        )
-        self.options, self.dtype = options, np.dtype(fit.dtype)
-        self.weight = arguments.class_weight(
-            "weight", in_memory("weight", weight), fit.classes, z.dtype
-        )
-        self.grid = Grid(z.chunks, fit.axis)
-        self.logits = z
-        self.targets = in_chunks(y, self.grid.row_chunks if fit.hard else z.chunks)
-        self.upstream = Upstream(grad_output, fit.rows, options.reduction, self.grid.row_chunks)
-        self.graph = Graph(label, z, self.targets, *self.upstream.sources)
-
-    def arrays(self, row: Index, block: Index) -> tuple[Key, Key]:
-        """Logits and labels of a block in a row of blocks."""
-        return key_of(self.logits, block), key_of(self.targets, row if self.fit.hard else block)
-
-    def part(self, block: Index) -> dict[str, Any]:
-        """Which classes a block has, and their weights."""
-        classes = self.grid.classes(block)
-        weight = None if self.weight is None else self.weight[classes]
-        return {"class_offset": classes.start, "axis": self.fit.axis, "weight": weight}
-
-    def sums(self) -> Key:
-        """Weights and number of the rows, which targets alone tell."""
-        if not self.fit.hard:
-            rows = float(self.fit.row_count)
-            return self.graph.task(shards.Sums, nll=0.0, z=0.0, weight=rows, rows=rows)
-        parts = [
-            self.graph.task(
-                in_chunk(self.grid.start_of_row(row), shards.target_sums),
-                key_of(self.targets, row), classes=self.fit.classes, weight=self.weight,
-                ignore_index=self.options.ignore_index,
-            )
-            for row in self.grid.rows()
-        ]  # fmt: skip
-        return self.graph.tree(add_sums, parts)
-
-    def divisors(self) -> Key:
-        """`sums` if the losses are divided by them; else something that is not looked at."""
-        if self.options.reduction == "mean" and self.options.normalizer is None:
-            return self.sums()
-        return self.graph.task(shards.Sums, nll=0.0, z=0.0, weight=0.0, rows=0.0)
-
-    def mean(self, nll: Key) -> Any:
-        """The loss, from the sum of the losses of all rows."""
-        key = self.graph.task(
-            _divided, nll, self.divisors(), options=self.options, dtype=self.dtype
-        )
-        return self.graph.number(key, self.dtype)
-
-    def reduced(self, parts: list[Key]) -> Any:
-        """The loss, from `shards.Sums` of rows of blocks."""
-        sums = self.graph.tree(add_sums, parts)
-        key = self.graph.task(shards.Sums.loss, sums, options=self.options, dtype=self.dtype)
-        return self.graph.number(key, self.dtype)
-
-
-def _divided(nll: float, sums: shards.Sums, **given: Any) -> Any:
-    return sums._replace(nll=nll).loss(**given)
-
-
-def add_sums(*parts: shards.Sums) -> shards.Sums:
-    """Sums over more rows."""
-    return shards.Sums(*map(sum, zip(*parts, strict=True)))

@@ -9,8 +9,9 @@ import fastce
 from fastce import _arguments as arguments
 from fastce import likelihood, shards
 from fastce._arguments import AnyArray, Reduction
-from fastce.dask._chunks import Labelled
-from fastce.dask._graph import Key, add, in_chunk
+from fastce.dask._chunks import chunked, key_of
+from fastce.dask._graph import Index, Key, add, in_chunk
+from fastce.dask._labelled import Labelled
 from fastce.losses import Call, inverse
 
 
@@ -109,17 +110,23 @@ class _NLL:
         ignore_index: int, reduction: str, normalizer: float | None, grad_output: Any = None,
     ) -> None:  # fmt: skip
         options = arguments.options(ignore_index, 0.0, 0.0, None, reduction, normalizer)
+        chunked("log_probs", log_probs)
         self._call = Labelled(
-            "nll-loss", "log_probs", log_probs, targets, axis, weight, options, grad_output
-        )
+            "nll-loss", "log_probs", log_probs, targets, axis, weight, options, grad_output,
+            sources=(log_probs,),
+        )  # fmt: skip
+
+    def _arrays(self, row: Index, block: Index) -> tuple[Key, Key]:
+        """Log-probabilities and labels of a block."""
+        return key_of(self._call.logits, block), self._call.labels(row, block)
 
     def loss(self) -> Any:
         call, graph, grid = self._call, self._call.graph, self._call.grid
-        losses: dict[tuple[int, ...], Key] = {}
+        losses: dict[Index, Key] = {}
         for row in grid.rows():
             parts = [
                 graph.task(
-                    in_chunk(grid.start(block), _losses), *call.arrays(row, block),
+                    in_chunk(grid.start(block), _losses), *self._arrays(row, block),
                     classes=call.fit.classes, ignore_index=call.options.ignore_index,
                     **call.part(block),
                 )
@@ -133,12 +140,12 @@ class _NLL:
 
     def grad(self) -> Any:
         call, graph, grid = self._call, self._call.graph, self._call.grid
-        sums = call.divisors()
+        sums = call.divisors
         blocks = grid.without_classes(graph, call.logits.dtype)
         for row in grid.rows():
             for block in grid.along(row):
                 blocks[block] = graph.task(
-                    in_chunk(grid.start(block), _grad), *call.arrays(row, block), sums,
+                    in_chunk(grid.start(block), _grad), *self._arrays(row, block), sums,
                     call.upstream.key(row), options=call.options, scalar=call.upstream.scalar,
                     classes=call.fit.classes, **call.part(block),
                 )  # fmt: skip

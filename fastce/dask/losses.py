@@ -9,8 +9,9 @@ from fastce import _arguments as arguments
 from fastce import _softmax_slice as slices
 from fastce import shards
 from fastce._arguments import Reduction
-from fastce.dask._chunks import Labelled
+from fastce.dask._chunks import chunked, key_of
 from fastce.dask._graph import Index, Key, add, in_chunk, pick
+from fastce.dask._labelled import Labelled
 from fastce.losses import CrossEntropyStats, inverse
 
 
@@ -178,16 +179,18 @@ class _CrossEntropy:
         self, logits: Any, targets: Any, axis: int, weight: npt.ArrayLike | None,
         options: arguments.Options, grad_output: Any = None,
     ) -> None:  # fmt: skip
+        chunked("logits", logits)
         self._call = call = Labelled(
-            "cross-entropy", "logits", logits, targets, axis, weight, options, grad_output
-        )
+            "cross-entropy", "logits", logits, targets, axis, weight, options, grad_output,
+            sources=(logits,),
+        )  # fmt: skip
         self._options, self._graph, self._grid = options, call.graph, call.grid
         self._totals: dict[Index, Key] = {}
         for row in call.grid.rows():
             parts = [
                 call.graph.task(
                     in_chunk(call.grid.start(block), shards.partial),
-                    *call.arrays(row, block), classes=call.fit.classes,
+                    *self._arrays(row, block), classes=call.fit.classes,
                     ignore_index=options.ignore_index, label_smoothing=options.label_smoothing,
                     softcap=options.softcap, **call.part(block),
                 )
@@ -195,14 +198,12 @@ class _CrossEntropy:
             ]  # fmt: skip
             self._totals[row] = call.graph.tree(shards.merge, parts)
 
+    def _arrays(self, row: Index, block: Index) -> tuple[Key, Key]:
+        """Logits and labels of a block."""
+        return key_of(self._call.logits, block), self._call.labels(row, block)
+
     def loss(self) -> Any:
-        given: dict[str, Any] = {"z_loss": self._options.z_loss}
-        if self._options.reduction != "none":
-            return self._call.reduced(
-                [self._graph.task(shards.row_sums, t, **given) for t in self._totals.values()]
-            )
-        blocks = {row: self._graph.task(_losses, t, **given) for row, t in self._totals.items()}
-        return self._graph.array(blocks, self._grid.row_chunks, self._call.dtype)
+        return self._call.loss(self._totals)
 
     def stats(self) -> CrossEntropyStats:
         call, graph, grid = self._call, self._graph, self._grid
@@ -215,7 +216,7 @@ class _CrossEntropy:
             for item, blocks in enumerate((losses, lses, predictions)):  # as in `ShardedLoss`
                 blocks[row] = graph.task(pick, finished, item=item)
             gaps = [
-                graph.task(slices.entropy_gap, call.arrays(row, block)[0], total, axis=grid.axis)
+                graph.task(slices.entropy_gap, key_of(call.logits, block), total, axis=grid.axis)
                 for block in grid.along(row)
             ]
             entropies[row] = graph.task(slices.entropy, total, graph.tree(add, gaps))
@@ -223,18 +224,18 @@ class _CrossEntropy:
             graph.array(blocks, grid.row_chunks, call.dtype) for blocks in (losses, lses, entropies)
         )
         predicted = graph.array(predictions, grid.row_chunks, np.int64)
-        weight = graph.task(_weight, call.sums())
+        weight = graph.task(_weight, call.sums)
         return CrossEntropyStats(loss, lse, entropy, predicted, graph.number(weight, np.float64))
 
     def grad(self) -> Any:
         call, graph, grid = self._call, self._graph, self._grid
-        sums = call.divisors()
+        sums = call.divisors
         blocks = grid.without_classes(graph, call.logits.dtype)
         for row, total in self._totals.items():
             for block in grid.along(row):
                 blocks[block] = graph.task(
                     _grad,
-                    *call.arrays(row, block),
+                    *self._arrays(row, block),
                     total,
                     sums,
                     call.upstream.key(row),
@@ -247,10 +248,6 @@ class _CrossEntropy:
 
 def _weight(sums: shards.Sums) -> np.float64:
     return np.float64(sums.weight)
-
-
-def _losses(total: shards.Partial, *, z_loss: float) -> Any:
-    return shards.finish(total, z_loss=z_loss, reduction="none").loss
 
 
 def _grad(
