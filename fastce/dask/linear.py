@@ -266,6 +266,15 @@ def _like(array: Any) -> AnyArray:
     return np.broadcast_to(np.zeros((), array.dtype), array.shape)
 
 
+def _aligned(x: AnyArray, weight: AnyArray) -> tuple[AnyArray, AnyArray]:
+    """Both where a product may be taken of them as they lie.
+
+    What comes from another worker lies anywhere, and NumPy's copy is of another order: the product
+    would differ in its last bits from that of what was here already.
+    """
+    return np.require(x, requirements="A"), np.require(weight, requirements="A")
+
+
 def _scaled(
     sums: shards.Sums, options: arguments.Options, scalar: float, g: Any
 ) -> tuple[arguments.Options, Any]:
@@ -285,6 +294,7 @@ def _whole_layer(
 ) -> tuple[Any, ...]:  # fmt: skip
     """The sum of the losses, the losses for "none", and dx, dweight, dbias if they are wanted."""
     options, upstream = _scaled(sums, options, scalar, g)
+    x, weight = _aligned(x, weight)
     head = Head.checked(x, weight, y, bias, class_weight, *options)
     if skip_below is None:
         return head.total(), head.call.losses
@@ -303,7 +313,8 @@ def _partial(
     x: AnyArray, weight: AnyArray, bias: AnyArray | None, y: AnyArray, *, classes: int,
     options: arguments.Options, class_weight: AnyArray | None, class_offset: int,
 ) -> shards.Partial:  # fmt: skip
-    return LinearSlice(x, weight, bias, y, class_weight, class_offset).partial(classes, options)
+    layer = LinearSlice(*_aligned(x, weight), bias, y, class_weight, class_offset)
+    return layer.partial(classes, options)
 
 
 def _slice_gradients(
@@ -311,7 +322,7 @@ def _slice_gradients(
     sums: shards.Sums, g: Any, *, options: arguments.Options, scalar: float,
     class_weight: AnyArray | None, class_offset: int,
 ) -> tuple[Any, ...]:  # fmt: skip
-    layer = LinearSlice(x, weight, bias, y, class_weight, class_offset)
+    layer = LinearSlice(*_aligned(x, weight), bias, y, class_weight, class_offset)
     options, upstream = _scaled(sums, options, scalar, g)
     per_row = np.ndim(upstream) > 0
     return layer.gradients(total, options, (1.0, upstream) if per_row else (upstream, None))
