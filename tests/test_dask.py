@@ -88,7 +88,10 @@ class _Results(Callback):
                 self.largest = max(self.largest, array.nbytes)
 
 
-def test_nothing_is_computed_early_and_nothing_joined():
+@pytest.mark.parametrize(
+    "name", ["cross_entropy_and_grad", "cross_entropy_stats", "nll_loss_and_grad", "softmax"]
+)
+def test_nothing_is_computed_early_and_nothing_joined(name):
     made = []
 
     def make(block_info=None):
@@ -98,10 +101,12 @@ def test_nothing_is_computed_early_and_nothing_joined():
 
     # so many classes that a row of chunks, or a column of them, would be larger than all else
     z = da.map_blocks(make, chunks=((8,) * 6, (500,) * 8), dtype=np.float32, meta=np.empty((0, 0)))
-    loss, grad = fastce.dask.cross_entropy_and_grad(z, draw_targets((48,), 4000))
+    targets = () if name == "softmax" else (draw_targets((48,), 4000),)
+    found = getattr(fastce.dask, name)(z, *targets)
     assert not made
     with _Results() as results:
-        dask.compute(loss, da.absolute(grad).max(), scheduler="sync")
+        found = found if isinstance(found, tuple) else (found,)
+        dask.compute(*(da.absolute(array).max() for array in found), scheduler="sync")
     assert results.largest <= 8 * 500 * 4
     assert len(made) == 48  # each chunk once, although its gradient needs it as well
 

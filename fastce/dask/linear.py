@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
@@ -163,10 +164,10 @@ class _Linear:
         chunked("x", x)
         w, b = any_array("weight", weight), None if bias is None else any_array("bias", bias)
         arguments.linear_layer(_like(x), _like(w), None if b is None else _like(b))
+        if not isinstance(w, da.Array):
+            w = in_chunks(w, tuple((size,) for size in w.shape))
         whole("x", x, 1)
-        if hasattr(w, "chunks"):
-            whole("weight", w, 1)
-        w = in_chunks(w, getattr(w, "chunks", tuple((size,) for size in w.shape)))
+        whole("weight", w, 1)
         b = None if b is None else in_chunks(b, w.chunks[:1])
         self._x, self._weight, self._bias = x, w, b
         compute = np.result_type(*(arguments.compute_dtype(a.dtype) for a in (x, w)))
