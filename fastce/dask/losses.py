@@ -234,15 +234,9 @@ class _CrossEntropy:
         for row, total in self._totals.items():
             for block in grid.along(row):
                 blocks[block] = graph.task(
-                    _grad,
-                    *self._arrays(row, block),
-                    total,
-                    sums,
-                    call.upstream.key(row),
-                    options=self._options,
-                    scalar=call.upstream.scalar,
-                    **call.part(block),
-                )
+                    _grad, *self._arrays(row, block), total, sums, call.upstream.key(row),
+                    options=self._options, scalar=call.upstream.scalar, **call.part(block),
+                )  # fmt: skip
         return graph.array(blocks, grid.chunks, call.logits.dtype)
 
 
