@@ -9,7 +9,10 @@ once and the gradient written once) over the time, as a part of what copying rea
 run. Peers that are not installed are left out. Writes gpu_report.md and gpu_report.png.
 """
 
+from __future__ import annotations
+
 import argparse
+import contextlib
 import statistics
 import subprocess
 import sys
@@ -18,10 +21,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F  # noqa: N812
-
 import fastce
+
+with contextlib.suppress(ModuleNotFoundError):  # asv imports this module and has no torch
+    import torch
+    import torch.nn.functional as F  # noqa: N812
 
 SHAPES = (
     (1 << 20, 10), (32768, 1000), (32768, 4096), (8192, 32_000), (8192, 50_257), (8192, 128_256),

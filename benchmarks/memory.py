@@ -44,15 +44,17 @@ def extra(call: Callable[[], Any]) -> Extra:
     result = call()
     peak = _resident("VmHWM")
     del result
-    # Traced apart: the tracing itself takes memory.
+    grown = None if before is None or peak is None else max(peak - before, 0)
+    return Extra(traced(call), grown)  # apart: the tracing itself takes memory
+
+
+def traced(call: Callable[[], Any]) -> int:
+    """Bytes that Python and NumPy allocate for one call, at their peak."""
     tracemalloc.start()
     try:
         tracemalloc.reset_peak()
         start = tracemalloc.get_traced_memory()[0]
-        result = call()
-        traced = tracemalloc.get_traced_memory()[1] - start
-        del result
+        call()
+        return tracemalloc.get_traced_memory()[1] - start
     finally:
         tracemalloc.stop()
-    grown = None if before is None or peak is None else max(peak - before, 0)
-    return Extra(traced, grown)

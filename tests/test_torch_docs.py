@@ -53,7 +53,7 @@ def test_language_model(tmp_path):
 
 def test_benchmark():
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.embedded_torch", "--quick"],
+        [sys.executable, "-m", "benchmarks.integrations.torch", "--quick"],
         cwd=ROOT, text=True, capture_output=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

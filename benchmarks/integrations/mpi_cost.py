@@ -1,6 +1,6 @@
 """What a step of `fastce.mpi` costs, measured on this machine and modelled for many.
 
-    python -m benchmarks.mpi_cost            needs mpiexec; runs itself on 1, 2 and 4 ranks
+    python -m benchmarks.integrations.mpi_cost     needs mpiexec; runs itself on 1, 2 and 4 ranks
 
 Model of one step (loss and gradient) of N rows, C classes among P ranks, r bytes per record:
 
@@ -90,7 +90,8 @@ def launched(ranks: int) -> dict[str, float]:
     beside = Path(sys.executable).parent
     mpiexec = shutil.which("mpiexec", path=f"{beside}:{os.environ['PATH']}")
     assert mpiexec, "mpiexec not found: install the extra mpi"
-    command = [mpiexec, "-n", str(ranks), sys.executable, "-m", "benchmarks.mpi_cost", "--rank"]
+    itself = [sys.executable, "-m", "benchmarks.integrations.mpi_cost", "--rank"]
+    command = [mpiexec, "-n", str(ranks), *itself]
     env = os.environ | {"FASTCE_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
     return json.loads(done.stdout)  # type: ignore[no-any-return]

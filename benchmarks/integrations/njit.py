@@ -1,6 +1,6 @@
 """`fastce.rows` in a loop of one's own against two steps by way of an array of logits.
 
-    python -m benchmarks.embedded_njit
+    python -m benchmarks.integrations.njit
 
 Contestants take turns in one run; ratios are medians within a turn. What one row costs is beside
 what the NumPy function takes for the same rows at once, on one thread.

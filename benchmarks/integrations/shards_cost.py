@@ -1,6 +1,6 @@
 """What dividing the classes costs on one machine, beside the undivided call.
 
-    python -m benchmarks.shards_cost
+    python -m benchmarks.integrations.shards_cost
 
 Alternately, as median ratios to the same function of the whole array; float32, all threads. The
 plain dask formulas are what one writes without this library. Then what every chunk costs whatever

@@ -1,6 +1,6 @@
 """`fastce.torch` against the bare kernels and against torch's own cross-entropy.
 
-    python -m benchmarks.embedded_torch [--quick] [--no-compile]
+    python -m benchmarks.integrations.torch [--quick] [--no-compile]
 
 Contestants take turns in one run; times are minima over turns, ratios medians over turns. The bare
 kernel gets arrays and makes its gradient in fresh memory, as tensors' gradients are. Compiled

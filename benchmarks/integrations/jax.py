@@ -1,6 +1,6 @@
 """`fastce.jax` beside JAX's own formula and optax's loss, all under `jax.jit`.
 
-    python -m benchmarks.embedded_jax
+    python -m benchmarks.integrations.jax
 
 Contestants take turns in one run; times are minima, ratios medians within a turn. "bare" is the
 NumPy function on the same logits, its gradient to memory that exists; XLA makes its results anew,

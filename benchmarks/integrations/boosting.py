@@ -1,6 +1,6 @@
 """Softmax objectives of `fastce.boosting` beside XGBoost's and LightGBM's own.
 
-    python -m benchmarks.embedded_boosting
+    python -m benchmarks.integrations.boosting
 
 Whole trainings of the same trees, in turns: times are minima, ratios medians within a turn. The
 objective alone is timed on the scores of that training; the rest of the difference is what a

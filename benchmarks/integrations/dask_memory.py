@@ -1,6 +1,6 @@
 """Loss and gradient of more logits than memory holds, generated chunk by chunk as they are needed.
 
-    python -m benchmarks.dask_memory --gigabytes 40
+    python -m benchmarks.integrations.dask_memory --gigabytes 40
 
 Prints the peak memory of the process. The gradient is reduced to the sum of its sizes: written
 nowhere, but computed whole. Some rows of chunks are checked against `fastce.cross_entropy`.
