@@ -24,7 +24,7 @@ class Graph:
 
     All are one layer of dask's graph. `dask.delayed` makes a layer of each and merges those of all
     that a task needs, so that what waits for every chunk takes time by the square of their number
-    (see benchmarks/shards_cost.py).
+    (see benchmarks/integrations/shards_cost.py).
     """
 
     def __init__(self, label: str, *sources: Any) -> None:
