@@ -188,11 +188,16 @@ def hard_labels(array: AnyArray, classes: int, ignore_index: int) -> npt.NDArray
     return np.ascontiguousarray(array, np.int64).reshape(-1)
 
 
+def check_integers(dtype: np.dtype[Any]) -> None:
+    """Targets that must be integers."""
+    if dtype.kind not in "iu":
+        raise TypeError(f"targets: expected integers, got {dtype}")
+
+
 def hard_targets(value: npt.ArrayLike, logits: AnyArray, axis: int) -> npt.NDArray[np.int64]:
     """Labels that must be integers."""
     array = np.asarray(value)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"targets: expected integers, got {array.dtype}")
+    check_integers(array.dtype)
     fit = signature("logits", logits.dtype, logits.shape, axis, array.dtype, array.shape, -1)
     return hard_labels(array, fit.classes, -1)
 
@@ -204,11 +209,18 @@ def row_weight(
     if value is None:
         return None
     array = np.asarray(value)
-    if array.dtype.kind not in "fiu" and not is_bfloat16(array.dtype):
-        raise TypeError(f"{name}: expected numbers, got {array.dtype}")
-    if array.shape != rows:
-        raise ValueError(f"{name}: expected shape {rows}, one per row, got {array.shape}")
+    check_row_weight(name, array.dtype, array.shape, rows)
     return np.ascontiguousarray(array, np.float64).reshape(-1)
+
+
+def check_row_weight(
+    name: str, dtype: np.dtype[Any], shape: tuple[int, ...], rows: tuple[int, ...]
+) -> None:
+    """One number per row."""
+    if dtype.kind not in "fiu" and not is_bfloat16(dtype):
+        raise TypeError(f"{name}: expected numbers, got {dtype}")
+    if shape != rows:
+        raise ValueError(f"{name}: expected shape {rows}, one per row, got {shape}")
 
 
 def bad_target(value: npt.ArrayLike, row: int, classes: int, ignorable: bool = True) -> IndexError:

@@ -59,6 +59,8 @@ class LinearSlice:
 
     def partial(self, classes: int, options: arguments.Options) -> shards.Partial:
         """The partial of all rows."""
+        if self._targets.ndim == 1:  # a bad one is named by its place in all rows
+            shards.target_sums(self._targets, classes, None, options.ignore_index)
         parts = [
             shards.partial(
                 z, self._targets[rows], **self._slice, classes=classes,

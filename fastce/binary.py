@@ -170,18 +170,33 @@ def _binary_cross_entropy(
     grad_output: npt.ArrayLike | None = None, out: AnyArray | None = None, gradient: bool = False,
 ) -> tuple[Any, AnyArray | None]:  # fmt: skip
     z = arguments.float_array("logits", logits)
+    total, losses, grad = evaluate(
+        z, targets, weight, pos_weight, reduction, grad_output, out, gradient
+    )
+    loss = losses
+    if losses is None:
+        loss = reduced(total, z.size, reduction, arguments.compute_dtype(z.dtype))
+    return loss, grad
+
+
+def evaluate(
+    z: AnyArray, targets: npt.ArrayLike, weight: npt.ArrayLike | None,
+    pos_weight: npt.ArrayLike | None, reduction: str, grad_output: npt.ArrayLike | None = None,
+    out: AnyArray | None = None, gradient: bool = False,
+) -> tuple[float, AnyArray | None, AnyArray | None]:  # fmt: skip
+    """The sum of the losses in float64, for "none" each of them, and if asked for the gradient."""
     t = arguments.float_or_integer_array("targets", targets)
     t = arguments.same_shape("targets", t, "logits", z)
     w = arguments.broadcastable("weight", weight, z)
     positive = arguments.broadcastable("pos_weight", pos_weight, z)
     arguments.check_reduction(reduction)
-    dtype = arguments.compute_dtype(z.dtype)
     upstream, per_element = arguments.upstream(grad_output, z.shape, reduction)
     grad = (
         arguments.output(out, z, targets=t, weight=w, pos_weight=positive, grad_output=per_element)
         if gradient
         else None
     )
+    dtype = arguments.compute_dtype(z.dtype)
     losses = np.empty(z.shape, dtype) if reduction == "none" else None
     scale = upstream / z.size if reduction == "mean" and z.size else upstream
     total = cpu.calls.binary_cross_entropy(
@@ -192,10 +207,13 @@ def _binary_cross_entropy(
         losses=None if losses is None else losses.reshape(-1),
         out=None if grad is None else np.atleast_1d(grad),
     )  # fmt: skip
-    if losses is not None:
-        loss: Any = losses
-    elif reduction == "mean":
-        loss = arguments.scalar(total / z.size if z.size else math.nan, dtype)
-    else:
-        loss = arguments.scalar(total, dtype)
-    return loss, grad
+    return total, losses, grad
+
+
+def reduced(
+    total: float, count: int, reduction: str, dtype: type[np.float32] | type[np.float64]
+) -> Any:
+    """The loss of so many elements from the sum over them."""
+    if reduction == "mean":
+        total = total / count if count else math.nan
+    return arguments.scalar(total, dtype)

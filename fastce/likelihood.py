@@ -79,7 +79,7 @@ def nll_loss(
     """
     options = arguments.options(ignore_index, 0.0, 0.0, None, reduction, normalizer)
     call = Call("log_probs", log_probs, targets, axis, weight, options)
-    return _loss(call, *_labels(call))
+    return _loss(call, *labels(call))
 
 
 def nll_loss_and_grad(
@@ -146,7 +146,7 @@ def nll_loss_and_grad(
     call = Call("log_probs", log_probs, targets, axis, weight, options)
     scalar, per_row = arguments.upstream(grad_output, call.rows, reduction)
     grad = arguments.output(out, call.logits, "log_probs", targets=call.labels, grad_output=per_row)
-    index, u = _labels(call)
+    index, u = labels(call)
     loss = _loss(call, index, u)
     slope = 0.0 - scalar * inverse(call.divisors()[0]) * u  # no negative zeros
     if per_row is not None:
@@ -159,7 +159,7 @@ def nll_loss_and_grad(
     return loss, grad
 
 
-def _labels(call: Call) -> tuple[npt.NDArray[np.int64] | None, npt.NDArray[np.float64]]:
+def labels(call: Call) -> tuple[npt.NDArray[np.int64] | None, npt.NDArray[np.float64]]:
     """Where the labels lie along the class axis (None: everywhere), and how much they weigh."""
     if call.hard is None:
         assert call.soft is not None
@@ -176,12 +176,19 @@ def _labels(call: Call) -> tuple[npt.NDArray[np.int64] | None, npt.NDArray[np.fl
     )
 
 
-def _loss(call: Call, index: npt.NDArray[np.int64] | None, u: npt.NDArray[np.float64]) -> Any:
-    """-sum u log p over the class axis, zero where u is zero even if log p is -inf; reduced."""
+def row_losses(
+    call: Call, index: npt.NDArray[np.int64] | None, u: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """-sum u log p over the class axis, zero where u is zero even if log p is -inf."""
     picked = call.logits if index is None else np.take_along_axis(call.logits, index, call.axis)
     with np.errstate(all="ignore"):
         terms = np.where(u == 0.0, 0.0, -u * picked.astype(np.float64))
-        losses = terms.sum(axis=call.axis)
+        return np.asarray(terms.sum(axis=call.axis))
+
+
+def _loss(call: Call, index: npt.NDArray[np.int64] | None, u: npt.NDArray[np.float64]) -> Any:
+    losses = row_losses(call, index, u)
+    with np.errstate(all="ignore"):
         if call.losses is not None:
             call.losses[...] = losses
         return call.loss(float(losses.sum()))

@@ -1,5 +1,6 @@
 """logsumexp, softmax and log_softmax."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -77,8 +78,7 @@ def logsumexp(
     axes = arguments.reduced_axes("x", array, axis)
     kept = tuple(1 if k in axes else size for k, size in enumerate(array.shape))
     if len(axes) != 1:
-        array = np.moveaxis(array, axes, range(-len(axes), 0))
-        array = array.reshape(*array.shape[: array.ndim - len(axes)], -1)
+        array = joined(array, axes)
     result = np.empty(kept, arguments.compute_dtype(array.dtype))
     axis = axes[0] if len(axes) == 1 else -1
     if array.shape[axis] == 0:
@@ -86,6 +86,13 @@ def logsumexp(
     else:
         cpu.calls.logsumexp(axis, array, result.reshape(-1))
     return result if keepdims else result.squeeze(axes)[()]
+
+
+def joined(array: AnyArray, axes: tuple[int, ...]) -> AnyArray:
+    """The array with several axes, or none, made one at the end."""
+    array = np.moveaxis(array, axes, range(-len(axes), 0))
+    kept = array.ndim - len(axes)
+    return array.reshape(*array.shape[:kept], math.prod(array.shape[kept:]))
 
 
 def softmax(x: npt.ArrayLike, *, axis: int = -1, out: AnyArray | None = None) -> AnyArray:

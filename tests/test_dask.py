@@ -88,7 +88,10 @@ class _Results(Callback):
                 self.largest = max(self.largest, array.nbytes)
 
 
-def test_nothing_is_computed_early_and_nothing_joined():
+@pytest.mark.parametrize(
+    "name", ["cross_entropy_and_grad", "cross_entropy_stats", "nll_loss_and_grad", "softmax"]
+)
+def test_nothing_is_computed_early_and_nothing_joined(name):
     made = []
 
     def make(block_info=None):
@@ -98,10 +101,12 @@ def test_nothing_is_computed_early_and_nothing_joined():
 
     # so many classes that a row of chunks, or a column of them, would be larger than all else
     z = da.map_blocks(make, chunks=((8,) * 6, (500,) * 8), dtype=np.float32, meta=np.empty((0, 0)))
-    loss, grad = fastce.dask.cross_entropy_and_grad(z, draw_targets((48,), 4000))
+    targets = () if name == "softmax" else (draw_targets((48,), 4000),)
+    found = getattr(fastce.dask, name)(z, *targets)
     assert not made
     with _Results() as results:
-        dask.compute(loss, da.absolute(grad).max(), scheduler="sync")
+        found = found if isinstance(found, tuple) else (found,)
+        dask.compute(*(da.absolute(array).max() for array in found), scheduler="sync")
     assert results.largest <= 8 * 500 * 4
     assert len(made) == 48  # each chunk once, although its gradient needs it as well
 
@@ -135,7 +140,7 @@ BAD = [
     ),
     (
         lambda: fastce.dask.cross_entropy_and_grad(
-            Z, np.zeros(6, int), reduction="none", grad_output=np.ones(6)
+            Z, np.zeros(6, int), reduction="none", grad_output=np.ones(5)
         ),
         ValueError,
         "grad_output",
@@ -254,11 +259,18 @@ def test_a_killed_worker_loses_nothing():
         Client(cluster) as client,
     ):
         z = da.from_array(logits, chunks=(50, 75)).map_blocks(_slow)
-        loss, grad = fastce.dask.cross_entropy_and_grad(z, targets)
-        before = dask.compute(loss, grad)
+        lazy = (
+            *fastce.dask.cross_entropy_and_grad(z, targets), fastce.dask.softmax(z),
+            fastce.dask.cross_entropy_stats(z, targets).entropy,
+            fastce.dask.nll_loss(z, targets), fastce.dask.binary_cross_entropy(z, z),
+            *fastce.dask.linear_cross_entropy_and_grad(
+                z.rechunk({1: -1}), da.from_array(logits[:90], chunks=(40, 300)), targets % 90
+            )[1][:2],
+        )  # fmt: skip
+        before = dask.compute(*lazy)
         workers = set(client.scheduler_info()["workers"])
         timer = _kill_one(client, 0.2)
-        after = dask.compute(loss, grad)
+        after = dask.compute(*lazy)
         timer.join()
         assert [a.tobytes() for a in after] == [b.tobytes() for b in before]
         np.testing.assert_allclose(after[0], fastce.cross_entropy(logits, targets), rtol=1e-6)

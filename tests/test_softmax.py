@@ -116,6 +116,9 @@ def test_probabilities_far_below_the_maximum_are_zero_and_not_small():
 
 def test_empty_arrays():
     assert fastce.logsumexp(np.empty((0, 3))).shape == (0,)
+    assert fastce.logsumexp(np.empty((0, 3)), axis=()).shape == (0, 3)
+    assert fastce.logsumexp(np.empty((0, 3, 4)), axis=(1, 2)).shape == (0,)
+    assert np.all(fastce.logsumexp(np.empty((2, 0, 4)), axis=(1, 2)) == -INF)
     for name in BOTH:
         assert getattr(fastce, name)(np.empty((0, 3))).shape == (0, 3)
 

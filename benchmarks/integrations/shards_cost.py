@@ -2,10 +2,14 @@
 
     python -m benchmarks.integrations.shards_cost
 
-Alternately, as median ratios to `cross_entropy` and `cross_entropy_and_grad` of the whole
-array; float32, all threads. The plain dask formula is what one writes without this library.
+Alternately, as median ratios to the same function of the whole array; float32, all threads. The
+plain dask formulas are what one writes without this library. Then what every chunk costs whatever
+its size: the time to build a graph of many tiny chunks, and to go through it on one thread.
 """
 
+import itertools
+import time
+from collections.abc import Callable
 from typing import Any
 
 import dask
@@ -43,6 +47,12 @@ def plain_dask(z: Any, targets: Any) -> Any:
     return loss, (e / s - hot) / len(targets)
 
 
+def plain_softmax(z: Any) -> Any:
+    """softmax as a formula of dask arrays."""
+    e = da.exp(z - z.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
 def main() -> None:
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((ROWS, CLASSES), np.float32)
@@ -51,6 +61,7 @@ def main() -> None:
     slices = [np.ascontiguousarray(z) for z in np.split(logits, SLICES, axis=1)]
     outs = [np.empty_like(z) for z in slices]
     z = da.from_array(logits, chunks=(ROWS // 4, CLASSES // SLICES))
+    by_rows = da.from_array(logits, chunks=(ROWS // 4, CLASSES))
     calls = {
         "loss": lambda: fastce.cross_entropy(logits, targets),
         "loss, one slice": lambda: sliced([logits], targets),
@@ -67,13 +78,58 @@ def main() -> None:
             *fastce.dask.cross_entropy_and_grad(z, targets)
         ),
         "both, formula of dask arrays": lambda: dask.persist(*plain_dask(z, targets)),
+        "logsumexp": lambda: fastce.logsumexp(logits),
+        "logsumexp, dask, 16 chunks": lambda: fastce.dask.logsumexp(z).compute(),
+        "softmax": lambda: fastce.softmax(logits, out=out),
+        "softmax, dask, 4 chunks of rows": lambda: fastce.dask.softmax(by_rows).persist(),
+        "softmax, dask, 16 chunks": lambda: fastce.dask.softmax(z).persist(),
+        "softmax, formula of dask arrays": lambda: plain_softmax(z).persist(),
+        "stats": lambda: fastce.cross_entropy_stats(logits, targets),
+        "stats, dask, 16 chunks": lambda: dask.persist(fastce.dask.cross_entropy_stats(z, targets)),
+        "stats without entropy, dask, 16 chunks": lambda: dask.persist(
+            fastce.dask.cross_entropy_stats(z, targets)._replace(entropy=None)
+        ),
     }
-    found = alternately(
-        {name: Contestant(call) for name, call in calls.items()}, turns=5, seconds=0.1
-    )
-    for name, times in found.items():
-        ratio = times.over(found["loss" if name.startswith("loss") else "both"])
-        print(f"{name:34} {times.minimum * 1e3:8.2f} ms   {ratio:5.2f}")
+    for group in ("loss", "both", "logsumexp", "softmax", "stats"):
+        mine = {n: Contestant(c) for n, c in calls.items() if n.split(",")[0].split()[0] == group}
+        found = alternately(mine, turns=5, seconds=0.1)
+        for name, times in found.items():
+            ratio = times.over(found[group])
+            print(f"{name:38} {times.minimum * 1e3:8.2f} ms   {ratio:5.2f}")
+    for name, per_chunk in chunk_costs().items():
+        print(f"{name:38} " + ", ".join(f"{n} chunks {b:4.0f} + {r:4.0f} us"
+                                        for n, (b, r) in per_chunk.items()))  # fmt: skip
+
+
+def chunk_costs() -> dict[str, dict[int, tuple[float, float]]]:
+    """Microseconds per chunk to build a graph and to go through it, by function and chunks."""
+    functions: dict[str, Callable[[Any, Any], Any]] = {
+        "exp and sum of dask": lambda z, y: da.exp(z).sum(),
+        "cross_entropy": fastce.dask.cross_entropy,
+        "cross_entropy_and_grad": fastce.dask.cross_entropy_and_grad,
+        "cross_entropy_stats": fastce.dask.cross_entropy_stats,
+        "logsumexp": lambda z, y: fastce.dask.logsumexp(z),
+        "softmax": lambda z, y: fastce.dask.softmax(z),
+        "nll_loss": fastce.dask.nll_loss,
+        "binary_cross_entropy": lambda z, y: fastce.dask.binary_cross_entropy(z, z),
+        "linear_cross_entropy_and_grad": lambda z, y: fastce.dask.linear_cross_entropy_and_grad(
+            z.rechunk({1: -1}), da.zeros((16, 8), chunks=(4, 8), dtype=np.float32), y
+        ),
+    }
+    found: dict[str, dict[int, tuple[float, float]]] = {}
+    for rows, (name, function) in itertools.product((50, 400), functions.items()):
+        z = da.zeros((rows, 8), chunks=(1, 2), dtype=np.float32)
+        best = [np.inf, np.inf]
+        for _ in range(2):
+            start = time.perf_counter()
+            result = function(z, np.zeros(rows, int))
+            built = time.perf_counter()
+            dask.persist(result, scheduler="sync")
+            times = built - start, time.perf_counter() - built
+            best = [min(pair) for pair in zip(best, times, strict=True)]
+        build, run = (1e6 * t / z.npartitions for t in best)
+        found.setdefault(name, {})[z.npartitions] = build, run
+    return found
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Data in chunks of dask arrays: every pass is one task per chunk of rows and a tree of sums."""
 
+from collections.abc import Callable
 from typing import Any
 
 import dask.array as da
@@ -10,7 +11,8 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from fastce._fit import labels
 from fastce._fit.passes import FEW, Array, Data, Gradient, passes
-from fastce.dask import blocks_of, task, tree
+from fastce.dask._chunks import key_of
+from fastce.dask._graph import Graph, Key
 
 _FLOATS = [np.float64, np.float32]
 
@@ -31,52 +33,58 @@ class ChunkedData:
         y, weight = _alongside("y", y, x), _alongside("sample_weight", weight, x)
         if not isinstance(y, da.Array):
             raise ValueError("y: expected an array, got None")
-        xs = blocks_of(x.rechunk({1: -1})).ravel()
-        ys = blocks_of(y.rechunk({1: -1}) if y.ndim > 1 else y).ravel()
-        weights = [None] * len(xs) if weight is None else blocks_of(weight).ravel()
+        x, y = x.rechunk({1: -1}), y.rechunk({1: -1}) if y.ndim > 1 else y
+        sources = [x, y] if weight is None else [x, y, weight]
+        self._graph = graph = Graph("softmax-regression", *sources)
+        xs, ys, weights = (
+            [None if a is None else key_of(a, (k, 0)[: a.ndim]) for k in range(x.numblocks[0])]
+            for a in (x, y, weight)
+        )
         self._soft = y.ndim == 2 and y.shape[1] > 1 and y.dtype.kind == "f"
-        found = tree(_unite, [task(_classes_of, part, self._soft) for part in ys]).compute()
-        self.labels, counts = found
+        parts = [graph.task(_classes_of, part, soft=self._soft) for part in ys]
+        self.labels, counts = graph.compute(graph.tree(_unite, parts))
         labels.check_classes(self.labels)
         self.classes = len(self.labels)
         if isinstance(class_weight, str) and class_weight == "balanced":
             factors = counts.sum() / (self.classes * np.maximum(counts, 1e-300))
             class_weight = dict(zip(self.labels.tolist(), factors.tolist(), strict=True))
-        given = (self.labels, class_weight)
-        self._parts = [task(_data, *part, *given) for part in zip(xs, ys, weights, strict=True)]
-        self.total_weight = float(self._sum([task(_weigh, part) for part in self._parts]))
+        self._parts = [
+            graph.task(_data, *part, classes=self.labels, class_weight=class_weight)
+            for part in zip(xs, ys, weights, strict=True)
+        ]
+        self.total_weight = float(self._merged(_add, _weigh))
 
-    @staticmethod
-    def _sum(parts: list[Any]) -> Any:
-        return tree(_add, parts).compute()
+    def _merged(self, merge: Callable[..., Any], of_part: Callable[..., Any], **given: Any) -> Any:
+        """What parts of the data come to when merged."""
+        graph = Graph("sum", self._graph)
+        return graph.compute(
+            graph.tree(merge, [graph.task(of_part, part, **given) for part in self._parts])
+        )
 
     def squares(self) -> npt.NDArray[np.float64]:
         """Weighted sum over the rows of the square of each feature."""
-        return np.asarray(self._sum([task(Data.squares, part) for part in self._parts]))
+        return np.asarray(self._merged(_add, Data.squares))
 
     def sample(self, step: int) -> tuple[Any, npt.NDArray[np.float64]]:
         """About every so manieth row, one of each chunk at least, and its weight."""
-        parts = [task(_sampled, part, step) for part in self._parts]
-        return tree(_concatenated, parts).compute()  # type: ignore[no-any-return]
+        return self._merged(_concatenated, Data.sample, step=step)  # type: ignore[no-any-return]
 
     def separated(self, weight: Array, bias: Array) -> bool:
         """Whether a model gives every row its own class the largest logit."""
         if self._soft:
             return False
-        given = task(_both, weight, bias)
-        wrong = [task(_not_separated, part, given) for part in self._parts]
-        return not self._sum(wrong)
+        return not self._merged(_add, _not_separated, model=(weight, bias))
 
     def passes(self, *, curved: bool) -> "Chunks":
         """Passes over all chunks."""
-        return Chunks(self._parts, needs_blas=self.classes > FEW)
+        return Chunks(self._graph, self._parts, needs_blas=self.classes > FEW)
 
 
 class Chunks:
     """Sums over chunks of what `fastce._fit.passes` makes of each."""
 
-    def __init__(self, parts: list[Any], *, needs_blas: bool) -> None:
-        self._parts, self.needs_blas = parts, needs_blas
+    def __init__(self, data: Graph, parts: list[Key], *, needs_blas: bool) -> None:
+        self._data, self._parts, self.needs_blas = data, parts, needs_blas
 
     def gradient(self, weight: Array, bias: Array) -> Gradient:
         """Loss and gradient of a model."""
@@ -87,10 +95,11 @@ class Chunks:
         return self._pass(weight, bias, to)
 
     def _pass(self, weight: Array, bias: Array, to: tuple[Array, Array] | None) -> Gradient:
-        model = task(_both, weight, bias)  # one copy for all chunks
-        direction = None if to is None else task(_both, *to)
-        parts = [task(_part_of_pass, part, model, direction) for part in self._parts]
-        return Gradient(*tree(_add_each, parts).compute())
+        graph = Graph("pass", self._data)
+        model = graph.task(_both, weight=weight, bias=bias)  # one copy for all chunks
+        direction = None if to is None else graph.task(_both, weight=to[0], bias=to[1])
+        parts = [graph.task(_part_of_pass, part, model, direction) for part in self._parts]
+        return Gradient(*graph.compute(graph.tree(_add_each, parts)))
 
 
 def _alongside(name: str, array: Any, x: Any) -> Any:
@@ -104,7 +113,7 @@ def _alongside(name: str, array: Any, x: Any) -> Any:
     return array.rechunk({0: x.chunks[0]})
 
 
-def _classes_of(y: Array, soft: bool) -> tuple[Array, Array]:
+def _classes_of(y: Array, *, soft: bool) -> tuple[Array, Array]:
     """The classes of a chunk and how often they occur."""
     if soft:
         return np.arange(y.shape[1]), y.sum(axis=0, dtype=np.float64)
@@ -119,7 +128,7 @@ def _unite(*parts: tuple[Array, Array]) -> tuple[Array, Array]:
     return found, np.bincount(index, np.concatenate([n for _, n in parts]), len(found))
 
 
-def _data(x: Any, y: Any, weight: Any, classes: Array, class_weight: Any) -> Data:
+def _data(x: Any, y: Any, weight: Any, *, classes: Array, class_weight: Any) -> Data:
     """A chunk, checked and encoded."""
     x = check_array(x, accept_sparse="csr", dtype=_FLOATS, order="C", input_name="X")
     y = np.asarray(y)
@@ -137,10 +146,6 @@ def _weigh(data: Data) -> float:
     return data.total_weight
 
 
-def _sampled(data: Data, step: int) -> tuple[Any, Array]:
-    return data.sample(step)
-
-
 def _concatenated(*parts: tuple[Any, Array]) -> tuple[Any, Array]:
     xs, weights = zip(*parts, strict=True)
     if isinstance(xs[0], np.ndarray):
@@ -150,7 +155,7 @@ def _concatenated(*parts: tuple[Any, Array]) -> tuple[Any, Array]:
     return vstack(xs, format="csr"), np.concatenate(weights)
 
 
-def _not_separated(data: Data, model: tuple[Array, Array]) -> int:
+def _not_separated(data: Data, *, model: tuple[Array, Array]) -> int:
     return not data.separated(*model)
 
 

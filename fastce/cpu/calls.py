@@ -91,13 +91,30 @@ def cross_entropy(
     return nll, z
 
 
-def softmax(axis: int, x: AnyArray, out: AnyArray, logarithm: bool) -> None:
-    """softmax of x, or its logarithm, into `out`."""
+def softmax(
+    axis: int, x: AnyArray, out: AnyArray, logarithm: bool,
+    known: npt.NDArray[np.float64] | None = None,
+) -> None:  # fmt: skip
+    """softmax of x, or its logarithm, into `out`.
+
+    Where x has not all classes, a row of `known` has the maximum and the rest of all.
+    """
     streaming = _streaming(out, x, axis)
-    for _, bases, layout in blocks(axis, x, out):
+    for first, bases, layout in blocks(axis, x, out):
+        rows = _rows(first, layout.outer * layout.inner, known)
         kernel = softmaxes.softmax_columns if layout.columns else softmaxes.softmax_rows
-        args = (*bases, streaming, logarithm or None, *_pieces(layout))
+        args = (*bases, *rows, streaming, logarithm or None, *_pieces(layout))
         launch(kernel, args, layout.parallel)
+
+
+def entropy_gap(
+    axis: int, x: AnyArray, known: npt.NDArray[np.float64], result: npt.NDArray[np.float64]
+) -> None:
+    """What the classes of x contribute to the mean of m - z under the softmax of all."""
+    for first, bases, layout in blocks(axis, x):
+        rows = _rows(first, layout.outer * layout.inner, known, result)
+        kernel = softmaxes.entropy_gap_columns if layout.columns else softmaxes.entropy_gap_rows
+        launch(kernel, (*bases, *rows, *_pieces(layout)), layout.parallel)
 
 
 def logsumexp(axis: int, x: AnyArray, result: AnyArray) -> None:

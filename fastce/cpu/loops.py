@@ -160,7 +160,8 @@ def cross_entropy_rows(
                 losses[i] = nll + penalty
             if lses is not None:
                 lses[i] = logsumexp(logits, offset, classes, each, m, rest)
-                entropies[i] = rows.entropy(logits, offset, classes, step, softcap, m, rest)
+                gap = rows.entropy_gap(logits, offset, classes, step, softcap, m, rest)
+                entropies[i] = gap + log1p(rest)
                 first = rows.first_maximum(logits, offset, 0, classes, step, softcap, m)
                 predicted[i] = _predicted(logits, offset, classes, each, rest, first)
             if out_base is not None:

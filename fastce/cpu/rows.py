@@ -313,8 +313,8 @@ def gaps(base, offset, count, step, softcap, m, soft, soft_offset, soft_step, we
 
 
 @device
-def entropy(base, offset, count, step, softcap, m, rest):
-    """Entropy of softmax(z): the mean of m - z_j under it, plus log1p(rest)."""
+def entropy_gap(base, offset, count, step, softcap, m, rest):
+    """Mean of m - z_j under softmax(z): its entropy less log1p(rest)."""
     zero = zeros(base)
     width = lanes(zero)
     whole = count - count % width
@@ -328,7 +328,7 @@ def entropy(base, offset, count, step, softcap, m, rest):
     z = _tail(base, offset, whole, count, step, softcap)
     u = exp_scaled(z - shift, bias, floor)
     gap = gap + convert(weighted_gap(u, m, z), 0.0)
-    return total(gap) / (scaled_maximum(m, zero) * (1.0 + rest)) + log1p(rest)
+    return total(gap) / (scaled_maximum(m, zero) * (1.0 + rest))
 
 
 @device

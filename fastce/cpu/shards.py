@@ -292,6 +292,15 @@ def _gap(records, i, m, mass, mass_low):
 
 
 @kernel
+def statistics(records, like, known):
+    """The maximum and the rest of each row; NaN for the rest of an ignored one."""
+    for i in range(len(records)):
+        m, rest, _, _ = _known(records, i, like)
+        known[i, 0] = m
+        known[i, 1] = rest
+
+
+@kernel
 def totals(records):
     """Rows that count and the sum of the weights of their targets."""
     count = 0

@@ -1,4 +1,7 @@
-"""softmax, log_softmax and logsumexp of many rows; kernels claim chunks as those of `loops` do."""
+"""softmax, log_softmax and logsumexp of many rows; kernels claim chunks as those of `loops` do.
+
+Where the classes are divided, a row of `known` has the maximum and the rest of all of them.
+"""
 
 import numpy as np
 
@@ -36,9 +39,21 @@ def logsumexp(x, offset, classes, advance, m, rest):
     return m if first_nan(x, offset, classes, advance) < 0 else np.nan
 
 
+@device
+def _known_columns(known, i, count, wide):
+    """The maxima and rests of the rows from i on, one in each lane."""
+    m = wide
+    rest = wide
+    for lane in range(lanes(wide)):
+        row = min(i + lane, count - 1)
+        m = insert(m, lane, known[row, 0])
+        rest = insert(rest, lane, known[row, 1])
+    return m, rest
+
+
 @kernel
 def softmax_rows(
-    logits_base, out_base, streaming, logarithm, outer, inner, classes, chunk, parts,
+    logits_base, out_base, known, streaming, logarithm, outer, inner, classes, chunk, parts,
     outer_stride, inner_stride, step, out_outer_stride, out_inner_stride, out_step, counter,
 ):  # fmt: skip
     """softmax, or its logarithm where `logarithm` is not None."""
@@ -52,7 +67,10 @@ def softmax_rows(
         for i in range(part * chunk, min((part + 1) * chunk, outer * inner)):
             offset = start_of(i, inner, outer_stride, inner_stride)
             out_offset = start_of(i, inner, out_outer_stride, out_inner_stride)
-            m, rest = rows.statistics(logits, offset, classes, step, None)
+            if known is None:
+                m, rest = rows.statistics(logits, offset, classes, step, None)
+            else:
+                m, rest = known[i, 0], known[i, 1]
             if logarithm is None:
                 rows.write_gradient(
                     logits, offset, classes, step, None, m, rest, 1.0,
@@ -66,7 +84,7 @@ def softmax_rows(
 
 @kernel
 def softmax_columns(
-    logits_base, out_base, streaming, logarithm, outer, inner, classes, chunk, parts,
+    logits_base, out_base, known, streaming, logarithm, outer, inner, classes, chunk, parts,
     outer_stride, inner_stride, class_stride,
     out_outer_stride, out_inner_stride, out_class_stride, counter,
 ):  # fmt: skip
@@ -91,7 +109,10 @@ def softmax_columns(
                 logits, outer_stride, inner_stride, class_stride, i, outer, inner, classes,
                 tile, place, zero,
             )  # fmt: skip
-            m, rest, _ = columns.statistics(tile, place, classes, None)
+            if known is None:
+                m, rest, _ = columns.statistics(tile, place, classes, None)
+            else:
+                m, rest = _known_columns(known, i, outer * inner, wide)
             if logarithm is None:
                 columns.to_gradient(
                     tile, place, classes, None, m, rest, wide + 1.0, wide == 0.0,
@@ -154,3 +175,50 @@ def logsumexp_columns(
                     )  # fmt: skip
                     lse = insert(lse, lane, value)
             write_results(lse, result, i, skip, stop)
+
+
+@kernel
+def entropy_gap_rows(
+    logits_base, known, result, outer, inner, classes, chunk, parts,
+    outer_stride, inner_stride, step, counter,
+):  # fmt: skip
+    """What some classes contribute to the mean of m - z_j under the softmax of all."""
+    logits = address(logits_base)
+    while True:
+        part = claim(counter)
+        if part >= parts:
+            return
+        for i in range(part * chunk, min((part + 1) * chunk, outer * inner)):
+            offset = start_of(i, inner, outer_stride, inner_stride)
+            result[i] = rows.entropy_gap(
+                logits, offset, classes, step, None, known[i, 0], known[i, 1]
+            )
+
+
+@kernel
+def entropy_gap_columns(
+    logits_base, known, result, outer, inner, classes, chunk, parts,
+    outer_stride, inner_stride, class_stride, counter,
+):  # fmt: skip
+    """`entropy_gap_rows` with the lanes across rows."""
+    logits = address(logits_base)
+    zero = zeros(logits)
+    wide = convert(zero, 0.0)
+    width = lanes(zero)
+    tiles = count_tiles(outer, inner, width)
+    memory, place = allocate(classes, width)
+    tile = address_as(memory, logits_base)
+    while True:
+        part = claim(counter)
+        if part >= parts:
+            hold(memory)
+            return
+        for number in range(part * chunk, min((part + 1) * chunk, tiles)):
+            i, skip, stop = tile_rows(number, outer, inner, width)
+            gather(
+                logits, outer_stride, inner_stride, class_stride, i, outer, inner, classes,
+                tile, place, zero,
+            )  # fmt: skip
+            m, rest = _known_columns(known, i, outer * inner, wide)
+            gap = columns.entropy_gap(tile, place, classes, None, m, rest)
+            write_results(gap, result, i, skip, stop)
