@@ -104,6 +104,14 @@ def in_row_order(name: str, array: Array) -> Array:
     return device_array(name, array.maker.contiguous(array.owner), array)
 
 
+def broadcast(array: Array, shape: tuple[int, ...]) -> Array:
+    """An array spread over a shape that it broadcasts to."""
+    sizes = (1,) * (len(shape) - array.ndim) + array.shape
+    steps = (0,) * (len(shape) - array.ndim) + array.strides
+    strides = tuple(0 if size == 1 else step for size, step in zip(sizes, steps, strict=True))
+    return array._replace(shape=shape, strides=strides)
+
+
 def overlap(a: Array, b: Array) -> bool:
     """Whether the memory between the first and last bytes of two arrays overlaps."""
     (first, last), (other_first, other_last) = a.reach, b.reach

@@ -8,7 +8,7 @@ from numba.cuda import config
 
 from fastce._arguments import Options
 from fastce.cuda import plan
-from fastce.cuda.arrays import Array, device_array, float_array
+from fastce.cuda.arrays import Array, device_array, float_array, in_row_order
 from fastce.cuda.formats import CODES
 from fastce.cuda.kernels import Sum
 from fastce.cuda.layout import row_blocks
@@ -44,6 +44,13 @@ class Results(NamedTuple):
     lse: Array | None = None
     entropy: Array | None = None
     predicted: Array | None = None
+
+
+class Factor(NamedTuple):
+    """A number, times an array spread over the elements if there is one."""
+
+    number: float = 1.0
+    array: Array | None = None
 
 
 def begin(name: str, value: Any) -> Array:
@@ -89,15 +96,18 @@ def synchronize(ordinal: int) -> None:
 
 
 def compute_weight(weight: Array | None, like: Array, dtype: str) -> Array | None:
-    """Class weights side by side in the dtype that is computed with."""
+    """Weights, side by side if they have one axis, in the dtype that is computed with."""
     if weight is None or (weight.dtype.name == dtype and weight.contiguous):
         return weight
-    (classes,) = weight.shape
-    made = empty(like, (classes,), dtype)
-    _device(like).launch(
-        Sum("weight", dtype == "float64"), -(-classes // plan.SUM_THREADS), 0, like.stream,
-        (weight.address, weight.strides[0], CODES[weight.dtype.name], classes, made.address),
-    )  # fmt: skip
+    if weight.ndim != 1:
+        weight = in_row_order("weight", weight)
+    count, step = math.prod(weight.shape), weight.strides[0] if weight.ndim == 1 else weight.itemsize
+    made = empty(like, weight.shape, dtype)
+    if count:
+        _device(like).launch(
+            Sum("weight", dtype == "float64"), -(-count // plan.SUM_THREADS), 0, like.stream,
+            (weight.address, step, CODES[weight.dtype.name], count, made.address),
+        )  # fmt: skip
     return made
 
 
@@ -171,18 +181,68 @@ def rows(
         device.launch(variant, -(-block.rows // per_block), shared, z.stream, integers, floats)
 
 
-def reduce(losses: Array, z_terms: Array | None, divisors: Divisors, memory: Array) -> Any:
-    """The reduced loss, an array without axes of the caller's library."""
+def reduce(
+    losses: Array, z_terms: Array | None, divisors: Divisors, memory: Array, dtype: str
+) -> Any:
+    """The reduced loss, an array without axes of the caller's library.
+
+    `losses` are of its dtype, or float64 sums of them.
+    """
     device, count = _device(losses), math.prod(losses.shape)
     share, parts = plan.shares(count)
-    loss = empty(losses, (), losses.dtype.name)
+    loss = empty(losses, (), dtype)
     integers = (
         losses.address, address(z_terms), count, share, parts, memory.address + 8 * _DIVISORS,
         divisors.scales, loss.address,
     )  # fmt: skip
     divide = (divisors.weight, divisors.rows)
-    _sum(device, "losses", losses.itemsize == 8, parts, losses.stream, integers, divide)
+    name = "losses" if losses.dtype.name == dtype else "parts"
+    _sum(device, name, dtype == "float64", parts, losses.stream, integers, divide)
     return loss.owner
+
+
+def elements(
+    task: str, z: Array, labels: Array, *, weight: Factor, positive: Factor, upstream: Factor,
+    out: Array | None, losses: Array | None, dtype: str,
+) -> Array:  # fmt: skip
+    """Launch what computes `task` for every element; the sums of the losses of parts."""
+    device = _device(z)
+    arrays = (z, labels, weight.array, positive.array, upstream.array, out, losses)
+    # Axes in the order in which the logits lie; one more, of size one, in the place of classes.
+    axes = sorted(range(z.ndim), key=lambda k: -abs(z.strides[k]))
+    shape = tuple(z.shape[k] for k in axes)
+    present = [a for a in arrays if a is not None]
+    strides = [(*(a.strides[k] for k in axes), 0) for a in present]
+    share = plan.ELEMENT_THREADS * plan.CHUNKS * (16 // z.itemsize)
+    blocks = list(row_blocks(z.ndim, (*shape, 1), strides))
+    sums = empty(z, (sum(-(-block.rows // share) for block in blocks),), "float64")
+    part = 0
+    for block in blocks:
+        inner = block.rows if block.inner == 1 else block.inner
+        steps = [(o, o if block.inner == 1 else i) for o, i, _ in block.strides]
+        each = zip(present, block.offsets, steps, strict=True)
+        places = {id(a): (a.address + offset, *step) for a, offset, step in each}
+        where = [places.get(id(a), (0, 0, 0)) for a in arrays]
+
+        def flat(a: Array | None, place: tuple[int, int, int], inner: int = inner) -> bool:
+            return a is None or place[2] == a.itemsize and place[1] in (place[2], inner * place[2])
+
+        alike = labels.dtype.name == z.dtype.name
+        vectors = flat(z, where[0]) and flat(labels, where[1]) and flat(out, where[5])
+        aligned = [where[0][0], where[1][0] if alike else 0, where[5][0]]
+        variant = plan.Elements(
+            z.dtype.name, task, labels.dtype.name,
+            vectors=vectors and not any(place % 16 for place in aligned),
+            plain=all(a is None for a in (weight.array, positive.array, upstream.array, losses)),
+        )  # fmt: skip
+        integers = (*itertools.chain(*where), block.rows, inner, sums.address + 8 * part)
+        grid = -(-block.rows // share)
+        device.launch(
+            variant, grid, plan.SCRATCH, z.stream, integers,
+            (weight.number, positive.number, upstream.number),
+        )  # fmt: skip
+        part += grid
+    return sums
 
 
 def _shape_number(shape: tuple[int, ...]) -> int:

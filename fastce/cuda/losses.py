@@ -39,18 +39,6 @@ class Call:
         self.targets = in_row_order("targets", labels) if fit.hard else None
         self.soft = None if fit.hard else labels
 
-    def upstream(self, value: Any, reduction: str) -> tuple[float, Array | None]:
-        """The upstream gradient as a number, or an array of one number or one per row."""
-        if value is None:
-            return 1.0, None
-        if not on_device(value):
-            scalar, per_row = arguments.upstream(value, (), reduction)
-            assert per_row is None
-            return scalar, None
-        array = float_array("grad_output", value, self.logits)
-        arguments.check_upstream(array.dtype, array.shape, self.rows, reduction)
-        return 1.0, in_row_order("grad_output", array)
-
     def run(
         self, task: str, results: calls.Results, out: Array | None = None,
         upstream: tuple[float, Array | None] = (1.0, None), total: Array | None = None,
@@ -93,7 +81,22 @@ class Call:
         divisors, memory = self.run(task, calls.Results(losses, z_terms), out, upstream)
         if not reduced:
             return losses.owner
-        return calls.reduce(losses, z_terms, divisors, memory)
+        return calls.reduce(losses, z_terms, divisors, memory, self.dtype)
+
+
+def upstream(
+    value: Any, logits: Array, rows: tuple[int, ...], reduction: str
+) -> tuple[float, Array | None]:
+    """The upstream gradient as a number, or an array of one number or one per row."""
+    if value is None:
+        return 1.0, None
+    if not on_device(value):
+        scalar, per_row = arguments.upstream(value, (), reduction)
+        assert per_row is None
+        return scalar, None
+    array = float_array("grad_output", value, logits)
+    arguments.check_upstream(array.dtype, array.shape, rows, reduction)
+    return 1.0, in_row_order("grad_output", array)
 
 
 def output(out: Any, logits: Array, name: str = "logits", **read: Array | None) -> Array:
@@ -199,12 +202,12 @@ def cross_entropy_and_grad(
         ignore_index, label_smoothing, z_loss, softcap, reduction, normalizer
     )
     call = Call(logits, targets, axis, weight, options)
-    upstream = call.upstream(grad_output, reduction)
+    factor = upstream(grad_output, call.logits, call.rows, reduction)
     grad = output(
         out, call.logits, targets=call.targets or call.soft, weight=call.weight,
-        grad_output=upstream[1],
+        grad_output=factor[1],
     )  # fmt: skip
-    return call.loss("gradient", grad, upstream), grad.owner if out is None else out
+    return call.loss("gradient", grad, factor), grad.owner if out is None else out
 
 
 def cross_entropy_stats(

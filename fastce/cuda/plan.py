@@ -121,6 +121,22 @@ def variant(dtype: str, task: str, runs: Runs, **options: Any) -> Variant:
     )  # fmt: skip
 
 
+class Elements(NamedTuple):
+    """What a kernel over elements, for the binary form, is compiled for."""
+
+    dtype: str
+    task: str  # loss, gradient
+    labels: str  # dtype of the targets
+    vectors: bool = True  # logits, gradient and targets side by side, from multiples of 16 bytes on
+    plain: bool = True  # neither weights nor upstream gradients nor losses of single elements
+
+
+# Elements: threads of a block, the chunks of 16 bytes of logits that each takes, and blocks of a
+# multiprocessor.  Four blocks have 32 KiB on the way at a time; some 18 cover the latency.
+ELEMENT_THREADS = 256
+CHUNKS = 4
+ELEMENT_BLOCKS = 4
+
 # Sums over rows: threads of a block, rows that a block adds up, and the most blocks.
 SUM_THREADS = 256
 SHARE = 16384

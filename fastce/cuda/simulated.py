@@ -180,6 +180,14 @@ def from_bits(bits):
     return np.int64(bits).view(np.float64)
 
 
+def fma(a, b, c):
+    return np.float32(np.float64(a) * np.float64(b) + np.float64(c))
+
+
+def power_of_two(k):
+    return np.ldexp(np.float32(1), int(k)) if k > -127 else np.float32(0)
+
+
 def quotient(a, b):
     return a // b
 

@@ -308,6 +308,27 @@ def from_bits(typingctx, bits):
 
 
 @intrinsic
+def fma(typingctx, a, b, c):
+    """a * b + c, rounded once."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fma(*args)
+
+    return a(a, a, a), codegen
+
+
+@intrinsic
+def power_of_two(typingctx, k):
+    """2**k in float32 for a whole k in [-126, 127]; zero for -127."""
+
+    def codegen(context, builder, signature, args):
+        exponent = builder.add(builder.fptosi(args[0], _i32), _i32(127))
+        return builder.bitcast(builder.shl(exponent, _i32(23)), _f32)
+
+    return types.float32(types.float32), codegen
+
+
+@intrinsic
 def quotient(typingctx, a, b):
     """a // b of numbers below 2**32, a subroutine and Python's rules for signs and zero less."""
 
@@ -329,17 +350,24 @@ def add(typingctx, a, b):
 
 @intrinsic
 def reciprocal(typingctx, x):
-    """1 / x in float64 for 1 <= x < 2**1000, without the branches of a division; NaN stays."""
+    """1 / x of 1 <= x < 2**100 or, in float64, 2**1000, without the branches of a division.
+
+    NaN stays.
+    """
+    single = x == types.float32
+    kind, suffix, letter = (_f32, "f32", "f") if single else (_f64, "f64", "d")
+    # From 2**-23, or 2**-20 to 2**-40 to the rounding of float64, and settled.
+    steps = 1 if single else 3
 
     def codegen(context, builder, signature, args):
         x = args[0]
-        y = _asm(builder, _f64, "rcp.approx.ftz.f64 $0, $1;", "=d,d", x)
-        for _ in range(3):  # from 2**-20 to 2**-40, to the rounding of float64, and settled
-            error = builder.fma(builder.fsub(_f64(-0.0), x), y, _f64(1.0))
+        y = _asm(builder, kind, f"rcp.approx.ftz.{suffix} $0, $1;", f"={letter},{letter}", x)
+        for _ in range(steps):
+            error = builder.fma(builder.fsub(kind(-0.0), x), y, kind(1.0))
             y = builder.fma(y, error, y)
         return y
 
-    return types.float64(types.float64), codegen
+    return x(x), codegen
 
 
 def _half(kind, high):
