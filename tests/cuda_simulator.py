@@ -23,7 +23,7 @@ plan.TILE = plan.Runs(1, 16, 1, "", 1, "tile")  # a whole number of vectors
 plan.TILE_BYTES = 64
 plan.STRIDED = plan.Runs(1, 8, 1, "", 1, "strided")
 plan.SUM_THREADS, plan.SHARE = 8, 12
-plan.ELEMENT_THREADS, plan.CHUNKS = 32, 2
+plan.ELEMENT_THREADS, plan.CHUNKS = 16, 4
 
 from fastce.cuda import arrays, calls, layout, simulated, simulated_driver  # noqa: E402
 

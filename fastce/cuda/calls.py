@@ -205,7 +205,7 @@ def elements(
     task: str, z: Array, labels: Array, *, weight: Factor, positive: Factor, upstream: Factor,
     out: Array | None, losses: Array | None, dtype: str,
 ) -> Array:  # fmt: skip
-    """Launch what computes `task` for every element; the sums of the losses of parts."""
+    """Launch what computes `task` for every element; the sums of parts, unless `losses` are kept."""
     device = _device(z)
     arrays = (z, labels, weight.array, positive.array, upstream.array, out, losses)
     # Axes in the order in which the logits lie; one more, of size one, in the place of classes.
@@ -235,7 +235,8 @@ def elements(
             vectors=vectors and not any(place % 16 for place in aligned),
             plain=all(a is None for a in (weight.array, positive.array, upstream.array, losses)),
         )  # fmt: skip
-        integers = (*itertools.chain(*where), block.rows, inner, sums.address + 8 * part)
+        to = 0 if losses else sums.address + 8 * part
+        integers = (*itertools.chain(*where), block.rows, inner, to)
         grid = -(-block.rows // share)
         device.launch(
             variant, grid, plan.SCRATCH, z.stream, integers,

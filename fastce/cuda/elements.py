@@ -245,8 +245,9 @@ def kernel_of(variant: Elements) -> Any:
                 for k in range(words):
                     held[k] = pack(logits[k * per_word], logits[k * per_word + per_word - 1])
                 store_vector(out + begin * size, held, 0)
-        summed, _ = total(np.int32(tid), summed, 0.0)
-        if tid == 0 and sums != 0:
-            _store_f64(sums + 8 * part, summed)
+        if sums != 0:
+            summed, _ = total(np.int32(tid), summed, 0.0)
+            if tid == 0:
+                _store_f64(sums + 8 * part, summed)
 
     return kernel

@@ -121,8 +121,10 @@ def wait_for_copies():
 
 class _Warp:
     def __init__(self):
-        self.values = [None] * WARP
-        self.barrier = threading.Barrier(WARP)
+        # Two in turn: nobody overwrites what another lane has yet to read, or waits for it to leave.
+        self.values = [None] * WARP, [None] * WARP
+        self.barriers = threading.Barrier(WARP), threading.Barrier(WARP)
+        self.turn = [0] * WARP
 
 
 def exchange(value, distance):
@@ -131,11 +133,11 @@ def exchange(value, distance):
     with _warps_lock:
         warp = _warps.setdefault((id(me._manager), me.thread_id // WARP), _Warp())
     lane = me.thread_id % WARP
-    warp.values[lane] = value
-    warp.barrier.wait(timeout=_PATIENCE)
-    other = warp.values[lane ^ distance]
-    warp.barrier.wait(timeout=_PATIENCE)
-    return other
+    turn = warp.turn[lane]
+    warp.turn[lane] ^= 1
+    warp.values[turn][lane] = value
+    warp.barriers[turn].wait(timeout=_PATIENCE)
+    return warp.values[turn][lane ^ distance]
 
 
 def forget_warps():

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import sys
 
 import numpy as np
 from numba import cuda
@@ -11,6 +12,7 @@ from fastce.cuda.kernels import Kernel, source
 from fastce.cuda.plan import Limits
 
 NOTE_WORDS = 5
+_SWITCH_INTERVAL = 5e-5  # seconds
 
 
 class Device:
@@ -35,8 +37,15 @@ class Device:
         of = source(kernel)
         assert (len(integers), len(floats)) == (of.integers, of.floats)
         arguments = [*map(np.int64, integers), *map(np.float64, floats)]
-        cuda.jit(of.function)[grid, of.block, 0, shared](*arguments)
-        simulated.forget_warps()  # type: ignore[no-untyped-call]
+        # The simulator polls its threads, and with Python's own interval of 5 ms each would wait
+        # that long for its turn.
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_INTERVAL)
+        try:
+            cuda.jit(of.function)[grid, of.block, 0, shared](*arguments)
+        finally:
+            sys.setswitchinterval(interval)
+            simulated.forget_warps()  # type: ignore[no-untyped-call]
 
 
 @functools.cache
