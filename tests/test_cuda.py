@@ -12,6 +12,8 @@ import shlex
 import struct
 import subprocess
 import sys
+import threading
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,12 +35,16 @@ class Elsewhere:
     }  # fmt: skip
 
 
+_SIMULATED = ("device", "binary", "dlpack")
+
+
 @needs_numba_cuda
 def test_contract_in_the_simulator():
-    path = Path(__file__).with_name("test_cuda_device.py")
+    paths = [Path(__file__).with_name(f"test_cuda_{name}.py") for name in _SIMULATED]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", path],
-        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}, cwd=path.parents[1], text=True,
+        [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider",
+         *paths],
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}, cwd=paths[0].parents[1], text=True,
         capture_output=True, timeout=3000,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2000:]
@@ -51,6 +57,25 @@ def test_only_arrays_on_a_device_go_there():
         assert not on_device(value)
     torch = pytest.importorskip("torch")
     assert not on_device(torch.zeros(3, requires_grad=True))
+    jax = pytest.importorskip("jax")
+    assert not on_device(jax.numpy.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "device, on", [((2, 1), True), ((13, 0), True), ((1, 0), False), ((10, 0), False)]
+)
+def test_arrays_that_have_nothing_but_dlpack(device, on):
+    class Exchanged:
+        def __dlpack_device__(self):
+            return device
+
+    assert on_device(Exchanged()) == on
+
+    class Scattered:
+        def __dlpack_device__(self):
+            raise BufferError("on several devices")
+
+    assert not on_device(Scattered())
 
 
 @pytest.mark.parametrize(
@@ -62,6 +87,8 @@ def test_only_arrays_on_a_device_go_there():
         fastce.softmax,
         fastce.log_softmax,
         fastce.logsumexp,
+        lambda z: fastce.binary_cross_entropy(z, z),
+        lambda z: fastce.binary_cross_entropy_and_grad(z, z),
     ],
 )
 def test_functions_for_arrays_of_the_host_pass_on_those_of_a_device(call, monkeypatch):
@@ -98,6 +125,10 @@ class FakeDriver:
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 0
         CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN = 232_448
         CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR = 233_472
+
+    class CUevent_flags:  # noqa: N801
+        CU_EVENT_DISABLE_TIMING = 2
+        CU_EVENT_BLOCKING_SYNC = 1
 
     class CUfunction_attribute:  # noqa: N801
         CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
@@ -155,6 +186,43 @@ def test_a_launch_packs_its_arguments_and_loads_once(device):
     with pytest.raises(RuntimeError, match="CUDA_ERROR_ILL"):
         made.launch(weight, 3, 100, 77, (1, -2, 3, 4, 5))
     assert fake.names().count("cuCtxPushCurrent") == fake.names().count("cuCtxPopCurrent")
+
+
+@needs_numba_cuda
+def test_streams_wait_for_each_other(device):
+    made, fake = device
+    fake.calls.clear()
+    made.order(1, 77)
+    assert fake.calls == [
+        ("cuCtxPushCurrent", "cuDevicePrimaryCtxRetain"), ("cuEventCreate", 3),
+        ("cuEventRecord", "cuEventCreate", 1), ("cuStreamWaitEvent", 77, "cuEventCreate", 0),
+        ("cuEventDestroy", "cuEventCreate"), ("cuCtxPopCurrent",),
+    ]  # fmt: skip
+
+
+@needs_numba_cuda
+def test_what_kernels_use_is_kept_until_they_are_done(device, monkeypatch):
+    class Memory:
+        pass
+
+    made, fake = device
+    done, waiting = threading.Event(), threading.Event()
+
+    def wait_for(event):
+        waiting.set()
+        done.wait(600)
+        return (0,)
+
+    monkeypatch.setattr(fake, "cuEventSynchronize", wait_for, raising=False)
+    memory, released = Memory(), threading.Event()
+    weakref.finalize(memory, released.set)
+    made.keep(memory, 1)
+    del memory
+    assert waiting.wait(600)
+    assert not released.is_set()
+    done.set()
+    assert released.wait(600)
+    assert ("cuEventRecord", "cuEventCreate", 1) in fake.calls
 
 
 @needs_numba_cuda

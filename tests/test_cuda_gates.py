@@ -11,7 +11,7 @@ import pytest
 if importlib.util.find_spec("numba_cuda") is None:
     pytest.skip("numba-cuda is not installed", allow_module_level=True)
 
-from fastce.cuda.plan import variant
+from fastce.cuda.plan import ELEMENT_REGISTERS, Elements, variant
 from tests.cuda_gates import REGIMES, faults, gate
 
 KERNELS = [
@@ -32,7 +32,21 @@ def test_kernel(dtype, task, regime, options, capability):
     kernel = variant(dtype, task, runs, **options)
     found = gate(kernel, capability)
     print(kernel, found)
-    assert faults(kernel, runs, found) == []
+    assert faults(kernel, runs.registers, found) == []
+
+
+@pytest.mark.parametrize(
+    "kernel, capability",
+    [
+        (Elements("bfloat16", "gradient", "bfloat16"), (9, 0)),
+        (Elements("float32", "gradient", "bool", plain=False), (10, 0)),
+        (Elements("float64", "loss", "float64", vectors=False, plain=False), (8, 0)),
+    ],
+)
+def test_kernel_over_elements(kernel, capability):
+    found = gate(kernel, capability)
+    print(kernel, found)
+    assert faults(kernel, ELEMENT_REGISTERS, found) == []
 
 
 def test_device_functions_in_a_kernel_of_ones_own():

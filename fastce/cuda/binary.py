@@ -9,7 +9,7 @@ from fastce import _arguments as arguments
 from fastce._arguments import Reduction
 from fastce._devices import on_device
 from fastce.cuda import calls
-from fastce.cuda.arrays import Array, broadcast, device_array
+from fastce.cuda.arrays import Array, broadcast, device_array, new
 from fastce.cuda.calls import Factor
 from fastce.cuda.losses import output, upstream
 
@@ -96,22 +96,20 @@ def _binary_cross_entropy(
             out, z, targets=labels, weight=weighing[0].array, pos_weight=weighing[1].array,
             grad_output=per_element,
         )  # fmt: skip
-    of, positive, factor = (
-        _spread(f, z, dtype) for f in (*weighing, Factor(up, per_element))
-    )
+    of, positive, factor = (_spread(f, z, dtype) for f in (*weighing, Factor(up, per_element)))
     divisor = float(count) if reduction == "mean" else 1.0
     factor = factor._replace(number=factor.number / divisor if divisor else 0.0)
-    losses = calls.empty(z, z.shape, dtype) if reduction == "none" else None
+    losses = new(z, z.shape, dtype) if reduction == "none" else None
     sums = calls.elements(
         task, z, labels, weight=of, positive=positive, upstream=factor, out=grad,
         losses=losses, dtype=dtype,
     )  # fmt: skip
     if losses is not None:
-        loss = losses.owner
+        loss = losses.result
     else:
         memory = calls.scratch(z, math.prod(sums.shape))
         loss = calls.reduce(sums, None, calls.Divisors(0, divisor, divisor), memory, dtype)
-    return loss, None if grad is None else grad.owner if out is None else out
+    return loss, None if grad is None else grad.result if out is None else out
 
 
 def _factor(name: str, value: Any, z: Array) -> Factor:

@@ -8,7 +8,7 @@ from numba.cuda import config
 
 from fastce._arguments import Options
 from fastce.cuda import plan
-from fastce.cuda.arrays import Array, device_array, float_array, in_row_order
+from fastce.cuda.arrays import Array, float_array, in_row_order, new
 from fastce.cuda.formats import CODES
 from fastce.cuda.kernels import Sum
 from fastce.cuda.layout import row_blocks
@@ -16,7 +16,7 @@ from fastce.cuda.layout import row_blocks
 if config.ENABLE_CUDASIM:
     from fastce.cuda import simulated_driver as driver
 else:
-    from fastce.cuda import driver  # type: ignore[no-redef]
+    from fastce.cuda import driver as driver  # type: ignore[no-redef]
 
 _DIVISORS = 4  # numbers at the beginning of the scratch memory
 _SUM_SHARED = 24 * plan.SUM_THREADS
@@ -60,12 +60,6 @@ def begin(name: str, value: Any) -> Array:
     return array
 
 
-def empty(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
-    """A new array of the kind and on the device of another."""
-    made = device_array("out", like.maker.empty(shape, dtype, like))
-    return made._replace(stream=like.stream)
-
-
 def address(array: Array | None) -> int:
     """Where an array is; 0 for none."""
     return 0 if array is None else array.address
@@ -101,8 +95,11 @@ def compute_weight(weight: Array | None, like: Array, dtype: str) -> Array | Non
         return weight
     if weight.ndim != 1:
         weight = in_row_order("weight", weight)
-    count, step = math.prod(weight.shape), weight.strides[0] if weight.ndim == 1 else weight.itemsize
-    made = empty(like, weight.shape, dtype)
+    count, step = (
+        math.prod(weight.shape),
+        weight.strides[0] if weight.ndim == 1 else weight.itemsize,
+    )
+    made = new(like, weight.shape, dtype)
     if count:
         _device(like).launch(
             Sum("weight", dtype == "float64"), -(-count // plan.SUM_THREADS), 0, like.stream,
@@ -113,7 +110,7 @@ def compute_weight(weight: Array | None, like: Array, dtype: str) -> Array | Non
 
 def scratch(like: Array, rows: int) -> Array:
     """Memory for the divisors and the records of the sums of a call."""
-    return empty(like, (_DIVISORS + 3 * plan.shares(rows)[1],), "float64")
+    return new(like, (_DIVISORS + 3 * plan.shares(rows)[1],), "float64")
 
 
 def weigh_targets(
@@ -190,7 +187,7 @@ def reduce(
     """
     device, count = _device(losses), math.prod(losses.shape)
     share, parts = plan.shares(count)
-    loss = empty(losses, (), dtype)
+    loss = new(losses, (), dtype)
     integers = (
         losses.address, address(z_terms), count, share, parts, memory.address + 8 * _DIVISORS,
         divisors.scales, loss.address,
@@ -198,14 +195,14 @@ def reduce(
     divide = (divisors.weight, divisors.rows)
     name = "losses" if losses.dtype.name == dtype else "parts"
     _sum(device, name, dtype == "float64", parts, losses.stream, integers, divide)
-    return loss.owner
+    return loss.result
 
 
 def elements(
     task: str, z: Array, labels: Array, *, weight: Factor, positive: Factor, upstream: Factor,
     out: Array | None, losses: Array | None, dtype: str,
 ) -> Array:  # fmt: skip
-    """Launch what computes `task` for every element; the sums of parts, unless `losses` are kept."""
+    """Launch what computes `task` for every element; sums of parts, unless `losses` are kept."""
     device = _device(z)
     arrays = (z, labels, weight.array, positive.array, upstream.array, out, losses)
     # Axes in the order in which the logits lie; one more, of size one, in the place of classes.
@@ -215,7 +212,7 @@ def elements(
     strides = [(*(a.strides[k] for k in axes), 0) for a in present]
     share = plan.ELEMENT_THREADS * plan.CHUNKS * (16 // z.itemsize)
     blocks = list(row_blocks(z.ndim, (*shape, 1), strides))
-    sums = empty(z, (sum(-(-block.rows // share) for block in blocks),), "float64")
+    sums = new(z, (sum(-(-block.rows // share) for block in blocks),), "float64")
     part = 0
     for block in blocks:
         inner = block.rows if block.inner == 1 else block.inner
@@ -225,7 +222,9 @@ def elements(
         where = [places.get(id(a), (0, 0, 0)) for a in arrays]
 
         def flat(a: Array | None, place: tuple[int, int, int], inner: int = inner) -> bool:
-            return a is None or place[2] == a.itemsize and place[1] in (place[2], inner * place[2])
+            return a is None or (
+                place[2] == a.itemsize and place[1] in (place[2], inner * place[2])
+            )
 
         alike = labels.dtype.name == z.dtype.name
         vectors = flat(z, where[0]) and flat(labels, where[1]) and flat(out, where[5])

@@ -6,7 +6,9 @@ inferred, and nothing waits for the device.
 
 import ctypes
 import functools
+import queue
 import struct
+import threading
 from typing import Any
 
 from fastce.cuda.kernels import Kernel, code, source
@@ -40,6 +42,7 @@ class Device:
             read("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"), read("MAX_SHARED_MEMORY_PER_MULTIPROCESSOR")
         )
         self._context = _checked(driver.cuDevicePrimaryCtxRetain(handle))
+        self._waiting: queue.SimpleQueue[tuple[Any, Any]] | None = None
         self._functions: dict[Kernel, tuple[Any, int, struct.Struct]] = {}
         # Host memory that kernels write to and the host looks at without waiting for them.
         flags = driver.CU_MEMHOSTALLOC_PORTABLE | driver.CU_MEMHOSTALLOC_DEVICEMAP
@@ -59,6 +62,34 @@ class Device:
         """Wait for all that has been launched."""
         with self:
             _checked(_driver().cuCtxSynchronize())
+
+    def order(self, first: int, then: int) -> None:
+        """What a stream does from now on comes after all that another has been given so far."""
+        driver = _driver()
+        with self:
+            event = self._recorded(first)
+            _checked(driver.cuStreamWaitEvent(then, event, 0))
+            _checked(driver.cuEventDestroy(event))
+
+    def keep(self, value: Any, stream: int) -> None:
+        """Hold on to a value until all that a stream has been given so far is done."""
+        with self:
+            event = self._recorded(stream)
+        if self._waiting is None:
+            self._waiting = queue.SimpleQueue()
+            threading.Thread(
+                target=_release, args=(self._waiting,), name="fastce-cuda", daemon=True
+            ).start()
+        self._waiting.put((event, value))
+
+    def _recorded(self, stream: int) -> Any:
+        driver = _driver()
+        flags = driver.CUevent_flags
+        event = _checked(driver.cuEventCreate(
+            flags.CU_EVENT_DISABLE_TIMING | flags.CU_EVENT_BLOCKING_SYNC
+        ))  # fmt: skip
+        _checked(driver.cuEventRecord(event, stream))
+        return event
 
     def load(self, kernel: Kernel) -> tuple[Any, int, struct.Struct]:
         """A kernel's handle, the threads of its blocks, and how its arguments are packed."""
@@ -91,6 +122,19 @@ class Device:
                     function, grid, 1, 1, block, 1, 1, shared, stream, 0, ctypes.addressof(extra)
                 )
             )
+
+
+def _release(waiting: "queue.SimpleQueue[tuple[Any, Any]]") -> None:
+    """Let go of each value when its event has come: what a thread of its own waits for.
+
+    Errors of kernels are reported to those who synchronize.
+    """
+    driver = _driver()
+    while True:
+        event, value = waiting.get()
+        driver.cuEventSynchronize(event)
+        driver.cuEventDestroy(event)
+        del event, value
 
 
 @functools.cache

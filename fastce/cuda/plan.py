@@ -136,6 +136,7 @@ class Elements(NamedTuple):
 ELEMENT_THREADS = 256
 CHUNKS = 4
 ELEMENT_BLOCKS = 4
+ELEMENT_REGISTERS = 64  # of 65536 for a multiprocessor
 
 # Sums over rows: threads of a block, rows that a block adds up, and the most blocks.
 SUM_THREADS = 256

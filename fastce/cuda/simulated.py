@@ -121,7 +121,7 @@ def wait_for_copies():
 
 class _Warp:
     def __init__(self):
-        # Two in turn: nobody overwrites what another lane has yet to read, or waits for it to leave.
+        # Two in turn: nobody overwrites what another has yet to read, or waits for it to leave.
         self.values = [None] * WARP, [None] * WARP
         self.barriers = threading.Barrier(WARP), threading.Barrier(WARP)
         self.turn = [0] * WARP

@@ -29,6 +29,12 @@ class Device:
     def synchronize(self) -> None:
         """A simulated launch has ended when it returns."""
 
+    def order(self, first: int, then: int) -> None:
+        """Launches have ended when they return."""
+
+    def keep(self, value: object, stream: int) -> None:
+        """Nothing is using it any more."""
+
     def launch(
         self, kernel: Kernel, grid: int, shared: int, stream: int,
         integers: tuple[int, ...], floats: tuple[float, ...] = (),
