@@ -55,10 +55,11 @@ INF, NAN = np.inf, np.nan
 
 # Bytes of a row for each regime: of the simulator's table, or of the real one.
 REGIMES = (
-    {"tile": 40, "lanes": 140, "registers": 300, "warps": 604, "shared": 1076, "memory": 1684}
+    {"tile": 40, "lanes": 140, "registers": 300, "warps": 604, "shared": 1076,
+     "cluster": 1684, "memory": 2620}
     if SIMULATED
     else {"tile": 40, "lanes": 1004, "registers": 4000, "warps": 16388, "blocks": 65540,
-          "shared": 200_028, "memory": 1_048_604}
+          "shared": 100_012, "cluster": 400_012, "wide cluster": 1_500_012, "memory": 5_000_012}
 )  # fmt: skip
 ROWS = 3 if SIMULATED else 200
 
@@ -112,7 +113,7 @@ def test_every_dtype_in_every_regime(dtype, regime):
     assert same_bits(in_place, grad)
 
 
-OPTION_REGIMES = ["tile", "lanes", "shared"] if SIMULATED else list(REGIMES)
+OPTION_REGIMES = ["tile", "lanes", "shared", "cluster"] if SIMULATED else list(REGIMES)
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -16,7 +16,7 @@ from fastce.cuda.layout import row_blocks
 if config.ENABLE_CUDASIM:
     from fastce.cuda import simulated_driver as driver
 else:
-    from fastce.cuda import driver as driver  # type: ignore[no-redef]
+    from fastce.cuda import driver  # type: ignore[no-redef]
 
 _DIVISORS = 4  # numbers at the beginning of the scratch memory
 _SUM_SHARED = 24 * plan.SUM_THREADS
@@ -51,6 +51,11 @@ class Factor(NamedTuple):
 
     number: float = 1.0
     array: Array | None = None
+
+
+def device(ordinal: int) -> Any:
+    """The device of a number."""
+    return driver.device(ordinal)
 
 
 def begin(name: str, value: Any) -> Array:
@@ -156,13 +161,12 @@ def rows(
         packed = block.inner == 1 and all(
             p[0] % 16 == 0 and (p[1] == row or block.rows == 1) for p in where[:2] if p[0]
         )
-        variant, shared = plan.choose(
-            z.dtype.name, task, classes, limits=device.limits, packed=packed,
+        chosen = device.possible(
+            z.dtype.name, task, block.rows, classes, packed=packed,
             side_by_side=classes == 1 or all(p[3] == z.itemsize for p in where[:2] if p[0]),
             spread=soft is not None or spread > 0, soft=soft.dtype.name if soft else "",
             capped=options.softcap is not None,
         )  # fmt: skip
-        per_block = variant.block // variant.threads
         integers = (
             *where[0], *where[1], block.rows, block.inner, classes,
             _row(targets, first), CODES[targets.dtype.name] if targets else 0,
@@ -175,7 +179,9 @@ def rows(
             1.0 - options.label_smoothing, spread, options.z_loss, options.softcap or 1.0,
             nll_scale, z_scale,
         )  # fmt: skip
-        device.launch(variant, -(-block.rows // per_block), shared, z.stream, integers, floats)
+        device.launch(
+            chosen.kernel, chosen.grid, chosen.shared, z.stream, integers, floats, chosen.cluster
+        )
 
 
 def reduce(
@@ -264,7 +270,7 @@ def _sum(
 
 
 def _device(array: Array) -> Any:
-    return driver.device(array.device)
+    return device(array.device)
 
 
 def _row(array: Array | None, first: int) -> int:

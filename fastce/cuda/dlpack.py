@@ -135,6 +135,6 @@ def _mark_bfloat16(capsule: Any) -> None:
 
 
 def _device(ordinal: int) -> Any:
-    from fastce.cuda.calls import driver
+    from fastce.cuda import calls
 
-    return driver.device(ordinal)
+    return calls.device(ordinal)

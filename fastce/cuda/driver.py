@@ -12,7 +12,7 @@ import threading
 from typing import Any
 
 from fastce.cuda.kernels import Kernel, code, source
-from fastce.cuda.plan import Limits
+from fastce.cuda.plan import Launch, Limits, Variant, choose, most_of_a_cluster
 
 _BUFFER_POINTER, _BUFFER_SIZE, _END = 1, 2, 0  # CU_LAUNCH_PARAM_...
 _OLDEST = (8, 0)  # the first with maxima that keep NaN, of pairs of 16-bit floats too
@@ -39,11 +39,13 @@ class Device:
                 "{}.{}".format(*self.capability)
             )
         self.limits = Limits(
-            read("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"), read("MAX_SHARED_MEMORY_PER_MULTIPROCESSOR")
-        )
+            read("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"), read("MAX_SHARED_MEMORY_PER_MULTIPROCESSOR"),
+            read("MULTIPROCESSOR_COUNT"), most_of_a_cluster(self.capability),
+        )  # fmt: skip
         self._context = _checked(driver.cuDevicePrimaryCtxRetain(handle))
         self._waiting: queue.SimpleQueue[tuple[Any, Any]] | None = None
         self._functions: dict[Kernel, tuple[Any, int, struct.Struct]] = {}
+        self._roomy: set[Launch] = set()  # with clusters that the device has room for
         # Host memory that kernels write to and the host looks at without waiting for them.
         flags = driver.CU_MEMHOSTALLOC_PORTABLE | driver.CU_MEMHOSTALLOC_DEVICEMAP
         with self:
@@ -101,27 +103,69 @@ class Device:
             # Beyond 48 KiB shared memory must be asked for.
             most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             _checked(driver.cuFuncSetAttribute(function, most, self.limits.block))
+            if isinstance(kernel, Variant) and kernel.clustered:  # nor are more than eight blocks
+                beyond = driver.CUfunction_attribute
+                wide = beyond.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+                _checked(driver.cuFuncSetAttribute(function, wide, 1))
         entry = (function, of.block, struct.Struct(f"{of.integers}q{of.floats}d"))
         self._functions[kernel] = entry
         return entry
 
     def launch(
         self, kernel: Kernel, grid: int, shared: int, stream: int,
-        integers: tuple[int, ...], floats: tuple[float, ...] = (),
+        integers: tuple[int, ...], floats: tuple[float, ...] = (), cluster: int = 1,
     ) -> None:  # fmt: skip
-        """Queue a kernel on a stream, a handle as an integer."""
+        """Queue a kernel on a stream, a handle as an integer; `cluster` blocks in each cluster."""
         function, block, packing = self._functions.get(kernel) or self.load(kernel)
         packed = ctypes.create_string_buffer(packing.pack(*integers, *floats), packing.size)
         size = ctypes.c_size_t(packing.size)
         extra = (ctypes.c_void_p * 5)(
             _BUFFER_POINTER, ctypes.addressof(packed), _BUFFER_SIZE, ctypes.addressof(size), _END
         )
+        driver, last = _driver(), ctypes.addressof(extra)
         with self:
-            _checked(
-                _driver().cuLaunchKernel(
-                    function, grid, 1, 1, block, 1, 1, shared, stream, 0, ctypes.addressof(extra)
+            if cluster == 1:
+                done = driver.cuLaunchKernel(
+                    function, grid, 1, 1, block, 1, 1, shared, stream, 0, last
                 )
-            )
+            else:
+                config = _clusters(cluster, grid, block, shared, stream)
+                done = driver.cuLaunchKernelEx(config, function, 0, last)
+            _checked(done)
+
+    def possible(self, *rows: Any, **options: Any) -> Launch:
+        """The launch that the table has for rows, as far as there is room for its clusters.
+
+        The blocks of one must find room in one part of the device, and how many do may differ from
+        device to device and with what of it is shared out.
+        """
+        while True:
+            chosen = choose(*rows, limits=self.limits, **options)
+            if chosen.cluster == 1 or chosen._replace(grid=0) in self._roomy:
+                return chosen
+            function, block, _ = self._functions.get(chosen.kernel) or self.load(chosen.kernel)
+            config = _clusters(chosen.cluster, chosen.cluster, block, chosen.shared, 0)
+            with self:
+                at_once = _checked(_driver().cuOccupancyMaxActiveClusters(function, config))
+            if at_once:
+                self._roomy.add(chosen._replace(grid=0))
+            else:
+                self.limits = self.limits._replace(cluster=self.limits.cluster // 2)
+
+
+def _clusters(cluster: int, grid: int, block: int, shared: int, stream: int) -> Any:
+    """How to launch blocks in clusters."""
+    driver = _driver()
+    shape = driver.CUlaunchAttribute()
+    shape.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+    of = shape.value.clusterDim
+    of.x, of.y, of.z = cluster, 1, 1
+    config = driver.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = grid, 1, 1
+    config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1
+    config.sharedMemBytes, config.hStream = shared, driver.CUstream(stream)
+    config.attrs, config.numAttrs = [shape], 1
+    return config
 
 
 def _release(waiting: "queue.SimpleQueue[tuple[Any, Any]]") -> None:

@@ -20,13 +20,26 @@ from fastce.cuda.formats import FORMATS
 from fastce.cuda.machine import (
     WARP,
     barrier,
+    cluster_arrive,
+    cluster_rank,
+    cluster_size,
+    cluster_wait,
     convert,
     copy_async,
     exchange,
     exclusive_or,
     wait_for_copies,
 )
-from fastce.cuda.plan import COEFFICIENTS, EXCHANGED, SCRATCH, ZERO, Variant
+from fastce.cuda.plan import (
+    BLOCKS,
+    BLOCKS_EXCHANGED,
+    COEFFICIENTS,
+    EXCHANGED,
+    SCRATCH,
+    TARGET,
+    ZERO,
+    Variant,
+)
 from fastce.cuda.rows import (
     accumulate,
     cap_slope,
@@ -48,6 +61,7 @@ WARP_BITS = WARP.bit_length() - 1
 _shared_f64, _put_f64 = machine.shared_load["f64"], machine.shared_store["f64"]
 _shared_u32 = machine.shared_load["u32"]
 _shared_i64, _put_i64 = machine.shared_load["i64"], machine.shared_store["i64"]
+_tell_f64, _tell_i64 = machine.remote_store["f64"], machine.remote_store["i64"]
 
 
 class Place(NamedTuple):
@@ -56,6 +70,7 @@ class Place(NamedTuple):
     lane: Any
     row: Any
     address: Any
+    first: Any  # class of the row at the address
     classes: Any
     head: Any  # classes before the body
     body: Any  # vectors
@@ -73,13 +88,23 @@ class Coefficients(NamedTuple):
     cap: float
 
 
-def sharing(threads: int) -> SimpleNamespace:
+@machine.device
+def cluster_barrier():
+    """Wait for all threads of the cluster; what they have stored in shared memory is there."""
+    cluster_arrive()
+    cluster_wait()
+
+
+def sharing(threads: int, clustered: bool = False) -> SimpleNamespace:
     """Reductions over the `threads` of a run: of the two largest, of exact sums, of float64.
 
     Several warps meet in shared memory; their number is a power of two, at most `WARP`.  All
-    threads learn the two largest; of sums over several warps only the first thread does.
+    threads learn the two largest; of sums over several warps only the first thread does.  Runs that
+    are the parts of a row do the same once more: each block leaves what it has in the shared memory
+    of the others, of sums in that of the first, whose first thread then has them.
     """
     several, warps = threads > WARP, max(1, threads // WARP)
+    sums_at, totals_at = BLOCKS + BLOCKS_EXCHANGED, BLOCKS + 2 * BLOCKS_EXCHANGED
     steps = tuple(2**k for k in range(10) if 2**k < min(WARP, threads))
     warp_steps = tuple(2**k for k in range(10) if 2**k < warps)
 
@@ -96,6 +121,21 @@ def sharing(threads: int) -> SimpleNamespace:
             second = convert(_shared_f64(16 * (lane & (warps - 1)) + 8), m)
             for step in warp_steps:
                 m, second = merge_top_two(m, second, exchange(m, step), exchange(second, step))
+        if clustered:
+            size = cluster_size()
+            here = BLOCKS + 16 * cluster_rank()
+            cluster_wait()  # for what all have announced at their beginning: that they are there
+            if lane < size:
+                _tell_f64(here, lane, np.float64(m))
+                _tell_f64(here + 8, lane, np.float64(second))
+            cluster_barrier()
+            of_block = BLOCKS + 16 * (lane & (size - 1))
+            m = convert(_shared_f64(of_block), m)
+            second = convert(_shared_f64(of_block + 8), m)
+            step = 1
+            while step < size:
+                m, second = merge_top_two(m, second, exchange(m, step), exchange(second, step))
+                step = step + step
         return m, second
 
     @machine.device
@@ -112,6 +152,15 @@ def sharing(threads: int) -> SimpleNamespace:
                 for warp in range(1, warps):
                     high = high + _shared_i64(EXCHANGED + 16 * warp)
                     low = low + _shared_i64(EXCHANGED + 16 * warp + 8)
+        if clustered:
+            if lane == 0:
+                _tell_i64(sums_at + 16 * cluster_rank(), 0, high)
+                _tell_i64(sums_at + 16 * cluster_rank() + 8, 0, low)
+            cluster_barrier()
+            if lane == 0 and cluster_rank() == 0:
+                for other in range(1, cluster_size()):
+                    high = high + _shared_i64(sums_at + 16 * other)
+                    low = low + _shared_i64(sums_at + 16 * other + 8)
         return high, low
 
     @machine.device
@@ -129,6 +178,16 @@ def sharing(threads: int) -> SimpleNamespace:
                 for warp in range(1, warps):
                     x = x + _shared_f64(2 * EXCHANGED + 16 * warp)
                     y = y + _shared_f64(2 * EXCHANGED + 16 * warp + 8)
+        if clustered:
+            cluster_barrier()
+            if lane == 0:
+                _tell_f64(totals_at + 16 * cluster_rank(), 0, x)
+                _tell_f64(totals_at + 16 * cluster_rank() + 8, 0, y)
+            cluster_barrier()
+            if lane == 0 and cluster_rank() == 0:
+                for other in range(1, cluster_size()):
+                    x = x + _shared_f64(totals_at + 16 * other)
+                    y = y + _shared_f64(totals_at + 16 * other + 8)
         return x, y
 
     @machine.device
@@ -143,9 +202,47 @@ def sharing(threads: int) -> SimpleNamespace:
             if lane == 0:
                 for warp in range(1, warps):
                     found = min(found, _shared_i64(8 * warp))
+        if clustered:
+            cluster_barrier()
+            if lane == 0:
+                _tell_i64(sums_at + 16 * cluster_rank(), 0, found)
+            cluster_barrier()
+            if lane == 0 and cluster_rank() == 0:
+                for other in range(1, cluster_size()):
+                    found = min(found, _shared_i64(sums_at + 16 * other))
         return found
 
-    return SimpleNamespace(top=top, exact=exact, total=total, least=least)
+    @machine.device
+    def spread_word(factor, power, of_labels, at_target, y):
+        """The first thread of a row tells all of its threads."""
+        _put_f64(COEFFICIENTS, factor)
+        _put_f64(COEFFICIENTS + 8, np.float64(power))
+        _put_f64(COEFFICIENTS + 16, of_labels)
+        _put_f64(COEFFICIENTS + 24, at_target)
+        if clustered:
+            for other in range(1, cluster_size()):
+                _tell_f64(COEFFICIENTS, other, factor)
+                _tell_f64(COEFFICIENTS + 8, other, np.float64(power))
+                _tell_f64(COEFFICIENTS + 16, other, of_labels)
+                _tell_f64(COEFFICIENTS + 24, other, at_target)
+                _tell_f64(TARGET, other, np.float64(y))
+
+    @machine.device
+    def hear():
+        """What `spread_word` has told, when it has."""
+        if clustered:
+            cluster_barrier()
+        else:
+            barrier()
+        return (
+            _shared_f64(COEFFICIENTS), np.int64(_shared_f64(COEFFICIENTS + 8)),
+            _shared_f64(COEFFICIENTS + 16), _shared_f64(COEFFICIENTS + 24),
+            np.int32(_shared_f64(TARGET)),
+        )  # fmt: skip
+
+    return SimpleNamespace(
+        top=top, exact=exact, total=total, least=least, spread_word=spread_word, hear=hear
+    )
 
 
 def elements(variant: Variant) -> SimpleNamespace:
@@ -222,7 +319,7 @@ def elements(variant: Variant) -> SimpleNamespace:
 def runs(variant: Variant) -> SimpleNamespace:
     """Load, statistics and writing of a run of side-by-side classes."""
     form = FORMATS[variant.dtype]
-    share, element = sharing(variant.threads), elements(variant)
+    share, element = sharing(variant.threads, variant.clustered), elements(variant)
     top, exact, total, least = share.top, share.exact, share.total, share.least
     see, seen, rest_of = element.see, element.seen, element.rest
     add_one, add_word = element.add_one, element.add_word
@@ -245,9 +342,12 @@ def runs(variant: Variant) -> SimpleNamespace:
     is_capped, is_spread, is_stats = variant.capped, variant.spread, variant.task == "stats"
 
     @machine.device
-    def place(z, row, offset, count, lane):
-        """Divide a run of `count` classes, `offset` bytes from z, into head, body and edges."""
-        address = z + offset
+    def place(z, row, offset, first, count, lane):
+        """Divide a run of `count` classes, the first of a row `offset` bytes from z.
+
+        It has a head, a body and edges.
+        """
+        address = z + offset + np.int64(first) * size
         head = np.int32(min(np.int32(count), np.int32((-address) & 15) >> size_bits))
         body = np.int32((count - head) >> width_bits)
         tail = np.int32(head + body * width)
@@ -256,7 +356,7 @@ def runs(variant: Variant) -> SimpleNamespace:
             edge = lane
         elif lane >= width and lane - width < count - tail:
             edge = np.int32(tail + (lane - width))
-        return Place(lane, row, address, np.int32(count), head, body, edge)
+        return Place(lane, row, address, first, np.int32(count), head, body, edge)
 
     @machine.device
     def edge_of(at):
@@ -322,14 +422,14 @@ def runs(variant: Variant) -> SimpleNamespace:
         return m, rest_of(m, ref, all_high, all_low)
 
     @machine.device
-    def sums_of(at, m, cap, labels):
+    def sums_of(at, m, cap, classes, labels):
         """`Sums` of a run, taken in class order; for this the run is read again, from the cache."""
-        sums = Sums(0.0, 0.0, 0.0, np.int64(at.classes))
+        sums = Sums(0.0, 0.0, 0.0, classes)
         for j in range(at.lane, at.classes, threads):
             x = load(at.address + np.int64(j) * size)
             if is_capped:
                 x = capped(x, cap)
-            sums = weigh(sums, labels, j, x, m)
+            sums = weigh(sums, labels, at.first + j, x, m)
         gap = sums.gap
         mass = sums.mass
         surprise = sums.surprise
@@ -352,22 +452,25 @@ def runs(variant: Variant) -> SimpleNamespace:
                     store(to + k * per_word * size + size, second_of(packed[k]))
 
     @machine.device
-    def write_body(held, where, i, spare, at, to, aligned, y, row, labels):
+    def write_body(held, where, i, spare, at, to, aligned, y, own, row, labels):
         """Turn vector i, at `where` in `held`, into results; the target's component is its own."""
         j = np.int32(at.head + i * width)
         for k in range(words):
-            spare[k] = result_word(held[where + k], j + k * per_word, row, labels)
+            spare[k] = result_word(held[where + k], at.first + j + k * per_word, row, labels)
             if y == IGNORED:
                 spare[k] = word_type(0)
         start = to + np.int64(j) * size
         write_vector(spare, start, aligned)
-        if j <= y and y < j + width:
-            store(to + np.int64(y) * size, row.at_target)
+        if j <= own and own < j + width:
+            store(to + np.int64(own) * size, row.at_target)
 
     @machine.device
     def write(held, spare, at, to, y, row, labels):
         """Write the results of a run; the thread that holds the target corrects its component."""
         edge_z = edge_of(at)  # again, rather than in a register all the while
+        own = y  # the place of the target in this run, if it is there
+        if y >= 0:
+            own = np.int32(y - at.first)
         aligned = ((to ^ at.address) & 15) == 0
         if two and several:
             # Otherwise the compiler keeps the halves, unpacked for the sums, until now, and for
@@ -378,19 +481,20 @@ def runs(variant: Variant) -> SimpleNamespace:
         for v in range(vectors):
             i = np.int32(at.lane + v * threads)
             if i < at.body:
-                write_body(held, v * words, i, spare, at, to, aligned, y, row, labels)
+                write_body(held, v * words, i, spare, at, to, aligned, y, own, row, labels)
         if beyond:
             for i in range(at.lane + vectors * threads, at.body, threads):
                 fetch(spare, at, i)
-                write_body(spare, 0, np.int32(i), spare, at, to, aligned, y, row, labels)
+                write_body(spare, 0, np.int32(i), spare, at, to, aligned, y, own, row, labels)
         if at.edge >= 0:
-            g = result(edge_z, at.edge, row, labels)
-            if at.edge == y:
+            g = result(edge_z, at.first + at.edge, row, labels)
+            if at.edge == own:
                 g = row.at_target
             if y == IGNORED:
                 g = real(_ZERO)
             store(to + np.int64(at.edge) * size, g)
 
     return SimpleNamespace(
-        place=place, edge_of=edge_of, fill=fill, statistics=statistics, sums_of=sums_of, write=write
-    )
+        place=place, edge_of=edge_of, fill=fill, statistics=statistics, sums_of=sums_of,
+        write=write, spread_word=share.spread_word, hear=share.hear,
+    )  # fmt: skip

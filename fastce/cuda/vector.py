@@ -61,6 +61,9 @@ def _register(name):
 
 
 thread, block = _register("tid.x"), _register("ctaid.x")
+# Of a cluster of blocks: its number, its size, and the number of this block in it.
+cluster, cluster_size = _register("clusterid.x"), _register("cluster_nctarank")
+cluster_rank = _register("cluster_ctarank")
 
 
 @intrinsic
@@ -72,6 +75,53 @@ def barrier(typingctx):
         return context.get_dummy_value()
 
     return types.none(), codegen
+
+
+@intrinsic
+def cluster_arrive(typingctx):
+    """Tell the other blocks of the cluster that this thread has got here, with all it has stored."""
+
+    def codegen(context, builder, signature, args):
+        text = "barrier.cluster.arrive.release;"
+        _asm(builder, ir.VoidType(), text, "~{memory}", convergent=True)
+        return context.get_dummy_value()
+
+    return types.none(), codegen
+
+
+@intrinsic
+def cluster_wait(typingctx):
+    """Wait until all threads of the cluster have arrived."""
+
+    def codegen(context, builder, signature, args):
+        text = "barrier.cluster.wait.acquire;"
+        _asm(builder, ir.VoidType(), text, "~{memory}", convergent=True)
+        return context.get_dummy_value()
+
+    return types.none(), codegen
+
+
+def _remote_store(kind):
+    """Store of one number in the shared memory of another block of the cluster."""
+    numba_type, _ = _KINDS[kind]
+    suffix, letter = {"f64": ("f64", "d"), "i64": ("b64", "l")}[kind]
+
+    @intrinsic
+    def store(typingctx, offset, rank, value):
+        def codegen(context, builder, signature, args):
+            here = builder.ptrtoint(_shared(builder, args[0], _i8), _i32)
+            there = _asm(builder, _i32, "mapa.shared::cluster.u32 $0, $1, $2;", "=r,r,r", here,
+                         builder.trunc(args[1], _i32))  # fmt: skip
+            text = f"st.shared::cluster.{suffix} [$0], $1;"
+            _asm(
+                builder, ir.VoidType(), text, f"r,{letter},~{{memory}}", there, args[2],
+                effects=True,
+            )  # fmt: skip
+            return context.get_dummy_value()
+
+        return types.none(types.int64, types.int64, numba_type), codegen
+
+    return store
 
 
 @intrinsic
@@ -167,6 +217,7 @@ load = {kind: _accessors(kind, _pointer)[0] for kind in _KINDS}
 store = {kind: _accessors(kind, _pointer)[1] for kind in _KINDS}
 shared_load = {kind: _accessors(kind, _shared)[0] for kind in _KINDS}
 shared_store = {kind: _accessors(kind, _shared)[1] for kind in _KINDS}
+remote_store = {kind: _remote_store(kind) for kind in ("f64", "i64")}
 _WORDS = ("f32", "f64", "u32")
 load_vector = {kind: _vector_accessors(kind, _pointer)[0] for kind in _WORDS}
 store_vector = {kind: _vector_accessors(kind, _pointer)[1] for kind in _WORDS}
