@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastce.cuda import plan
-from fastce.cuda.kernels import Capability, Kernel, compiled
+from fastce.cuda.kernels import Capability, Kernel, compiled, exists
 from fastce.cuda.plan import OPTION_ROWS, ROWS, STRIDED, TILE, Elements, Variant, variant
 
 CAPABILITIES: tuple[Capability, ...] = ((8, 0), (9, 0), (10, 0))
@@ -82,7 +82,8 @@ def faults(kernel: Variant | Elements, registers: int, found: Gate) -> list[str]
 
 
 REGIMES = {"tile": TILE, "strided": STRIDED} | {
-    f"{runs.threads} x {runs.vectors} {runs.beyond}".strip(): runs for runs in (*ROWS, *OPTION_ROWS)
+    f"{runs.threads} x {runs.vectors} {runs.beyond} {'cluster' * (runs.cluster > 1)}".strip(): runs
+    for runs in (*ROWS, *OPTION_ROWS)
 }
 OPTIONS: dict[str, dict[str, object]] = {
     "": {},
@@ -107,7 +108,7 @@ def everything() -> Iterator[tuple[str, Variant | Elements, int, Capability]]:
             for task in ("gradient", "loss"):
                 for option, flags in ELEMENTS.items():
                     for labels in (dtype, "bool"):
-                        line = f"{name:7}{dtype:9} {task:9}{f'binary {labels}':17}{option:10}"
+                        line = f"{name:7}{dtype:9} {task:9}{f'binary {labels}':26}{option:10}"
                         kernel = Elements(dtype, task, labels, **flags)
                         yield line, kernel, plan.ELEMENT_REGISTERS, capability
             for regime, runs in REGIMES.items():
@@ -117,14 +118,16 @@ def everything() -> Iterator[tuple[str, Variant | Elements, int, Capability]]:
                             continue
                         if runs.regime == "row" and runs not in (OPTION_ROWS if option else ROWS):
                             continue
-                        line = f"{name:7}{dtype:9} {task:9}{regime:17}{option:10}"
-                        yield line, variant(dtype, task, runs, **given), runs.registers, capability
+                        kernel = variant(dtype, task, runs, **given)
+                        if exists(kernel, capability):
+                            line = f"{name:7}{dtype:9} {task:9}{regime:26}{option:10}"
+                            yield line, kernel, runs.registers, capability
 
 
 def main(words: list[str]) -> int:
     """Print the table; the status is the number of kernels with faults."""
     bad = 0
-    print(f"{'':52}registers of spills LDG.128 LDGSTS.128 STG.128 EX2 instructions")
+    print(f"{'':61}registers of spills LDG.128 LDGSTS.128 STG.128 EX2 instructions")
     for line, kernel, registers, capability in everything():
         if not all(word in line.split() for word in words):
             continue

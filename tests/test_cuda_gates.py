@@ -23,6 +23,8 @@ KERNELS = [
     ("float16", "gradient", "512 x 2 shared", {}, (8, 0)),
     ("bfloat16", "gradient", "1024 x 2 shared", {"capped": True}, (9, 0)),
     ("float64", "loss", "1024 x 2 memory", {"spread": True}, (9, 0)),
+    ("bfloat16", "gradient", "512 x 2 shared cluster", {}, (9, 0)),
+    ("float32", "gradient", "1024 x 1 memory cluster", {"spread": True}, (10, 0)),
 ]  # fmt: skip
 
 

@@ -74,6 +74,12 @@ def source(kernel: Kernel) -> Source:
     return Source(made, len(integers), len(floats), plan.SUM_THREADS, 1)
 
 
+def exists(kernel: Kernel, capability: Capability) -> bool:
+    """Whether devices of a compute capability can run a kernel."""
+    clustered = isinstance(kernel, Variant) and kernel.clustered
+    return not clustered or plan.most_of_a_cluster(capability) > 1
+
+
 def ptx(kernel: Kernel, capability: Capability) -> str:
     """A kernel in PTX."""
     from numba import cuda
@@ -122,7 +128,8 @@ def name_of(kernel: Kernel) -> str:
         return kernel.name
     if isinstance(kernel, Elements):
         return f"binary-{kernel.task}-{kernel.dtype}"
-    return "-".join(str(part) for part in (kernel.task, kernel.dtype, kernel.regime) if part)
+    regime = "cluster" if kernel.clustered else kernel.regime
+    return "-".join((kernel.task, kernel.dtype, regime))
 
 
 @functools.cache

@@ -130,6 +130,7 @@ def row_kernel(variant: Variant) -> Any:
     spread_word, hear = run.spread_word, run.hear
     has_target, writes = variant.task in _TARGETED, variant.task in _WRITING
     is_soft, sums_up = bool(variant.soft), variant.spread or variant.task == "stats"
+    labels_from = labelling(variant).labels_from
 
     @machine.device
     def stand(z, z_outer, z_inner, rows, inner, classes):
@@ -209,6 +210,8 @@ def row_kernel(variant: Variant) -> Any:
             row = Coefficients(m, real(factor), real(power), real(of_labels), real(at_target), cap)
             at = stand(z, z_outer, z_inner, rows, inner, classes)
             to = out + row_offset(at.row, inner, out_outer, out_inner) + np.int64(at.first) * size
+            if clustered:
+                labels = labels_from(labels, at.first)
             write(held, spare, at, to, y, row, labels)
 
     return kernel

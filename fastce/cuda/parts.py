@@ -456,7 +456,7 @@ def runs(variant: Variant) -> SimpleNamespace:
         """Turn vector i, at `where` in `held`, into results; the target's component is its own."""
         j = np.int32(at.head + i * width)
         for k in range(words):
-            spare[k] = result_word(held[where + k], at.first + j + k * per_word, row, labels)
+            spare[k] = result_word(held[where + k], j + k * per_word, row, labels)
             if y == IGNORED:
                 spare[k] = word_type(0)
         start = to + np.int64(j) * size
@@ -466,7 +466,10 @@ def runs(variant: Variant) -> SimpleNamespace:
 
     @machine.device
     def write(held, spare, at, to, y, row, labels):
-        """Write the results of a run; the thread that holds the target corrects its component."""
+        """Write the results of a run; the thread that holds the target corrects its component.
+
+        `to` and `labels` begin where the run does.
+        """
         edge_z = edge_of(at)  # again, rather than in a register all the while
         own = y  # the place of the target in this run, if it is there
         if y >= 0:
@@ -487,7 +490,7 @@ def runs(variant: Variant) -> SimpleNamespace:
                 fetch(spare, at, i)
                 write_body(spare, 0, np.int32(i), spare, at, to, aligned, y, own, row, labels)
         if at.edge >= 0:
-            g = result(edge_z, at.first + at.edge, row, labels)
+            g = result(edge_z, at.edge, row, labels)
             if at.edge == own:
                 g = row.at_target
             if y == IGNORED:

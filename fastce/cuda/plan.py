@@ -93,7 +93,8 @@ OPTION_ROWS = (
     *ROWS[:2],
     Runs(128,    128,  2,      "",       8),      # 4 KiB
     Runs(256,    256,  2,      "",       4),      # 8 KiB
-    *LONG_ROWS,
+    # and what there is to tell other blocks takes the registers of the second vector
+    *(runs if runs.cluster == 1 else runs._replace(vectors=1) for runs in LONG_ROWS),
 )  # fmt: skip
 
 # Rows fewer than multiprocessors are divided among more blocks than they need, as long as each has

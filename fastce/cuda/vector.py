@@ -79,7 +79,7 @@ def barrier(typingctx):
 
 @intrinsic
 def cluster_arrive(typingctx):
-    """Tell the other blocks of the cluster that this thread has got here, with all it has stored."""
+    """Tell the other blocks of the cluster that this thread has got here and stored what it has."""
 
     def codegen(context, builder, signature, args):
         text = "barrier.cluster.arrive.release;"
