@@ -151,8 +151,12 @@ class FakeDriver:
         CU_EVENT_DISABLE_TIMING = 2
         CU_EVENT_BLOCKING_SYNC = 1
 
+    class CUstream_flags:  # noqa: N801
+        CU_STREAM_NON_BLOCKING = 1
+
     class CUfunction_attribute:  # noqa: N801
         CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
+        CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT = 9
         CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED = 14
 
     def _called(self, name, *arguments):
@@ -161,6 +165,8 @@ class FakeDriver:
         self.calls.append((name, *arguments))
         if name == "cuDeviceGetAttribute":
             return 0, arguments[0]
+        if name == "cuStreamCreate":
+            return 0, 4321
         if name == "cuMemHostAlloc":
             return 0, self.memory.ctypes.data
         if name == "cuOccupancyMaxActiveClusters":
@@ -230,6 +236,7 @@ def test_a_launch_of_clusters(device):
         "grid": 32, "block": 512, "shared": 5000, "stream": 77, "cluster": 16
     }  # fmt: skip
     assert ("cuFuncSetAttribute", "cuModuleGetFunction", 14, 1) in fake.calls
+    assert ("cuFuncSetAttribute", "cuModuleGetFunction", 9, 100) in fake.calls
 
 
 @needs_numba_cuda
@@ -250,6 +257,8 @@ def test_clusters_are_as_large_as_there_is_room_for(device, widest, cluster):
 @needs_numba_cuda
 def test_streams_wait_for_each_other(device):
     made, fake = device
+    assert made.stream == made.stream == 4321
+    assert fake.calls.count(("cuStreamCreate", 1)) == 1
     fake.calls.clear()
     made.order(1, 77)
     assert fake.calls == [

@@ -24,7 +24,7 @@ from fastce.cuda import dlpack, simulated, simulated_driver
 from tests import oracle
 from tests.checks import FLOATS, assert_gradient, assert_loss, draw, draw_targets, draw_weight
 
-CONSUMER = 7  # a stream
+STREAM, CONSUMER = simulated_driver.Device.stream, 7
 
 
 class _Tensor(ctypes.Structure):
@@ -159,16 +159,16 @@ def test_the_same_kind_of_array_comes_out(library, versioned, dtype, monkeypatch
     assert type(loss) is type(grad) is Imported
     assert_loss(loss.host, want.loss, dtype)
     assert_gradient(grad.host, want.grad, dtype)
-    assert z.streams == y.streams == w.streams == [dlpack.STREAM]
+    assert z.streams == y.streams == w.streams == [STREAM]
     # results wait for their kernels on the library's stream
-    assert library.ordered == [(dlpack.STREAM, CONSUMER)] * 2
+    assert library.ordered == [(STREAM, CONSUMER)] * 2
 
 
 def test_memory_is_held_while_it_is_used_and_given_back_once(library):
     z, y = Array(draw((5, 9))), Array(draw_targets((5,), 9))
     loss, grad = fastce.cross_entropy_and_grad(z, y)
     gc.collect()
-    assert [stream for _, stream in library.kept] == [dlpack.STREAM] * 2
+    assert [stream for _, stream in library.kept] == [STREAM] * 2
     assert z.deleted == y.deleted == 0  # the device may not have got that far
     library.kept.clear()
     gc.collect()
@@ -242,3 +242,14 @@ def test_the_namespace_of_the_array_standard_comes_first(library, monkeypatch):
     namespace.from_dlpack = given
     monkeypatch.setattr(Array, "__array_namespace__", lambda self: namespace, raising=False)
     assert fastce.softmax(Array(draw((3, 8))))[1] == "by the namespace"
+
+
+@pytest.mark.parametrize(
+    "asked, ordered", [({}, [(STREAM, 1)]), ({"stream": None}, [(STREAM, 1)]),
+                       ({"stream": 1}, [(STREAM, 1)]), ({"stream": -1}, [])],
+)  # fmt: skip
+def test_streams_of_the_protocol(library, asked, ordered):
+    made = dlpack._empty((2, 3), "float32", dlpack.read(Array(draw((2, 3)))))
+    assert made.__dlpack_device__() == (2, 0)
+    made.__dlpack__(**asked)
+    assert library.ordered == ordered

@@ -2,8 +2,8 @@
 
 They are read where they lie; results are made in memory of the device's own pool and handed to the
 library by its `from_dlpack`.  Such arrays do not say which stream their library works on.  fastce
-works on the legacy default stream: the library makes it wait for what is still being computed, as
-the protocol asks, and is made to wait in turn for what it is handed.
+works on one of its own: the library makes it wait for what is still being computed, as the protocol
+asks, and is made to wait in turn for what it is handed.
 """
 
 import ctypes
@@ -18,8 +18,8 @@ import numpy as np
 
 from fastce.cuda.arrays import Array, Maker, not_copied
 
-STREAM = 1  # the legacy default stream, to the protocol as to the driver
 _CUDA, _BFLOAT = 2, 4  # kDLCUDA, kDLBfloat
+_DEFAULT = 1  # the legacy default stream, to the protocol as to the driver
 # Where the type of elements stands in what a capsule of either version holds.
 _TYPE_CODE = {b"dltensor": 20, b"dltensor_versioned": 52}
 
@@ -36,9 +36,9 @@ class Made(NamedTuple):
         return _CUDA, self.device.ordinal
 
     def __dlpack__(self, *, stream: int | None = None, **options: Any) -> Any:
-        """The array for work on a stream: None and 1 are the one its kernels are on, -1 none."""
-        if stream not in (None, -1, STREAM):
-            self.device.order(STREAM, stream)
+        """The array for work on a stream, the default one if None; -1: one that has waited."""
+        if stream != -1:
+            self.device.order(self.device.stream, _DEFAULT if stream is None else stream)
         capsule = self.view.__dlpack__(**options)
         if self.dtype.name == "bfloat16":
             _mark_bfloat16(capsule)
@@ -49,27 +49,29 @@ def read(value: Any) -> Array:
     """An array of another library; its memory is kept until the work on it is done."""
     from cuda.core.utils import StridedMemoryView
 
-    view = StridedMemoryView.from_dlpack(value, STREAM)
+    device = _device(int(value.__dlpack_device__()[1]))
+    view = StridedMemoryView.from_dlpack(value, device.stream)
     library = type(value).__module__.partition(".")[0]
     immutable = view.readonly or library in ("jax", "jaxlib")
     owner = _Borrowed()
-    array = _array(view, view.dtype, _maker(_importer(value)), owner, immutable)
     # The kernels that read it may be running long after the call has returned.
-    weakref.finalize(owner, _device(array.device).keep, view, STREAM).atexit = False
-    return array
+    weakref.finalize(owner, device.keep, view, device.stream).atexit = False
+    return _array(view, view.dtype, _maker(_importer(value)), owner, device, immutable)
 
 
 def made(value: Made) -> Array:
     """An array that `_empty` has made."""
-    return _array(value.view, value.dtype, None, value, False)
+    return _array(value.view, value.dtype, None, value, value.device, False)
 
 
-def _array(view: Any, dtype: Any, maker: Any, owner: Any, read_only: bool) -> Array:
+def _array(view: Any, dtype: Any, maker: Any, owner: Any, device: Any, read_only: bool) -> Array:
     shape, steps = tuple(view.shape), view.strides
     if steps is None:
         steps = [math.prod(shape[k + 1 :]) for k in range(len(shape))]
     strides = tuple(dtype.itemsize * step for step in steps)
-    return Array(view.ptr, shape, strides, dtype, view.device_id, STREAM, maker, owner, read_only)
+    return Array(
+        view.ptr, shape, strides, dtype, device.ordinal, device.stream, maker, owner, read_only
+    )
 
 
 class _Borrowed:
@@ -107,21 +109,21 @@ def _empty(shape: tuple[int, ...], dtype: str, like: Array) -> Made:
 
 
 def _allocate(ordinal: int, shape: tuple[int, ...], dtype: Any) -> Any:
-    """A view of new memory of the device's pool; freed in the order of `STREAM`."""
-    from cuda.core import LEGACY_DEFAULT_STREAM
+    """A view of new memory of the device's pool; freed in the order of the device's stream."""
     from cuda.core.utils import StridedMemoryView
 
     size = max(1, math.prod(shape) * dtype.itemsize)
     with _device(ordinal):
-        memory = _pool(ordinal).allocate(size, stream=LEGACY_DEFAULT_STREAM)
+        pool, stream = _pool(ordinal)
+        memory = pool.allocate(size, stream=stream)
         return StridedMemoryView.from_buffer(memory, shape, dtype=dtype)
 
 
 @functools.cache
-def _pool(ordinal: int) -> Any:
-    from cuda.core import DeviceMemoryResource
+def _pool(ordinal: int) -> tuple[Any, Any]:
+    from cuda.core import DeviceMemoryResource, Stream
 
-    return DeviceMemoryResource(ordinal)
+    return DeviceMemoryResource(ordinal), Stream.from_handle(_device(ordinal).stream)
 
 
 def _mark_bfloat16(capsule: Any) -> None:

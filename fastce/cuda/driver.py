@@ -65,6 +65,19 @@ class Device:
         with self:
             _checked(_driver().cuCtxSynchronize())
 
+    @functools.cached_property
+    def stream(self) -> int:
+        """A stream of its own, for arrays whose library does not say which one it works on.
+
+        The default stream will not do: memory is given back in the order of this one from threads
+        that need not have a context, without which a default stream means nothing.
+        """
+        driver = _driver()
+        with self:
+            return int(
+                _checked(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
+            )
+
     def order(self, first: int, then: int) -> None:
         """What a stream does from now on comes after all that another has been given so far."""
         driver = _driver()
@@ -80,9 +93,22 @@ class Device:
         if self._waiting is None:
             self._waiting = queue.SimpleQueue()
             threading.Thread(
-                target=_release, args=(self._waiting,), name="fastce-cuda", daemon=True
+                target=self._release, args=(self._waiting,), name="fastce-cuda", daemon=True
             ).start()
         self._waiting.put((event, value))
+
+    def _release(self, waiting: "queue.SimpleQueue[tuple[Any, Any]]") -> None:
+        """Let go of each value when its event has come: what a thread of its own waits for.
+
+        Errors of kernels are reported to those who synchronize.
+        """
+        driver = _driver()
+        while True:
+            event, value = waiting.get()
+            with self:
+                driver.cuEventSynchronize(event)
+                driver.cuEventDestroy(event)
+            del event, value
 
     def _recorded(self, stream: int) -> Any:
         driver = _driver()
@@ -100,13 +126,16 @@ class Device:
         with self:
             module = _checked(driver.cuModuleLoadData(made.cubin))
             function = _checked(driver.cuModuleGetFunction(module, made.name.encode()))
-            # Beyond 48 KiB shared memory must be asked for.
-            most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            _checked(driver.cuFuncSetAttribute(function, most, self.limits.block))
-            if isinstance(kernel, Variant) and kernel.clustered:  # nor are more than eight blocks
-                beyond = driver.CUfunction_attribute
-                wide = beyond.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
-                _checked(driver.cuFuncSetAttribute(function, wide, 1))
+            # What must be asked for: more than 48 KiB of shared memory, more than eight blocks in
+            # a cluster; and all of the memory that the cache shares with it for two large blocks.
+            attribute = driver.CUfunction_attribute
+            wanted = {attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: self.limits.block}
+            if isinstance(kernel, Variant) and kernel.clustered:
+                wanted[attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED] = 1
+            if isinstance(kernel, Variant) and kernel.beyond == "shared":
+                wanted[attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT] = 100
+            for which, value in wanted.items():
+                _checked(driver.cuFuncSetAttribute(function, which, value))
         entry = (function, of.block, struct.Struct(f"{of.integers}q{of.floats}d"))
         self._functions[kernel] = entry
         return entry
@@ -166,19 +195,6 @@ def _clusters(cluster: int, grid: int, block: int, shared: int, stream: int) -> 
     config.sharedMemBytes, config.hStream = shared, driver.CUstream(stream)
     config.attrs, config.numAttrs = [shape], 1
     return config
-
-
-def _release(waiting: "queue.SimpleQueue[tuple[Any, Any]]") -> None:
-    """Let go of each value when its event has come: what a thread of its own waits for.
-
-    Errors of kernels are reported to those who synchronize.
-    """
-    driver = _driver()
-    while True:
-        event, value = waiting.get()
-        driver.cuEventSynchronize(event)
-        driver.cuEventDestroy(event)
-        del event, value
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """Which kernel for which rows: the launch parameters, all of them, in one table."""
 
+import functools
 from typing import Any, NamedTuple
 
 # Shared memory before the classes: what the warps of a block tell each other, three times over,
@@ -136,6 +137,7 @@ class Launch(NamedTuple):
     cluster: int = 1
 
 
+@functools.lru_cache(maxsize=1024)  # ten microseconds, of the thirty that a small call may take
 def choose(
     dtype: str, task: str, rows: int, classes: int, *, side_by_side: bool, packed: bool,
     limits: Limits, spread: bool = False, soft: str = "", capped: bool = False,

@@ -20,6 +20,7 @@ class Device:
     """The simulated device."""
 
     capability = (9, 0)
+    stream = 5
     limits = Limits(232_448, 233_472, 132, 16)
 
     def __init__(self, ordinal: int) -> None:
