@@ -29,9 +29,9 @@ from fastce.cuda.machine import (
     reciprocal,
     thread,
 )
-from fastce.cuda.parts import sharing
 from fastce.cuda.plan import Elements
 from fastce.cuda.rows import log1p
+from fastce.cuda.sharing import sharing
 
 # Arguments of the kernel: 64-bit integers, then float64.  Of each array its address, 0 for none,
 # and the bytes between outer and between inner elements.
