@@ -197,6 +197,28 @@ def device(monkeypatch):
 
 
 @needs_numba_cuda
+def test_the_driver_has_what_is_asked_of_it():
+    """Names and numbers of the stand-in are those of the bindings."""
+    from cuda.bindings import driver
+
+    from fastce.cuda import driver as ours
+
+    for name, value in vars(FakeDriver).items():
+        if name.startswith("CU_"):
+            assert getattr(driver, name) == value
+        elif isinstance(value, type):
+            numbers = {k: v for k, v in vars(value).items() if k.startswith("CU_")}
+            real = getattr(driver, name)
+            for key, number in numbers.items():
+                if name != "CUdevice_attribute":  # there they are the answers
+                    assert getattr(real, key) == number
+                assert hasattr(real, key)
+    called = set(re.findall(r"\.(cu[A-Z]\w+)\(", inspect.getsource(ours)))
+    assert "cuLaunchKernelEx" in called
+    assert all(callable(getattr(driver, name)) for name in called)
+
+
+@needs_numba_cuda
 def test_a_launch_packs_its_arguments_and_loads_once(device):
     from fastce.cuda.kernels import Sum
 

@@ -200,8 +200,8 @@ def _cupy_contiguous(array: Any) -> Any:
 
 def _from_protocol(value: Any) -> Array:
     """An array of any other library; by DLPack if the library can be given arrays by it, too."""
-    by_interface = hasattr(value, "__cuda_array_interface__")
-    if by_interface and not hasattr(value, "__array_namespace__"):
+    both_ways = hasattr(value, "__dlpack__") and hasattr(value, "__array_namespace__")
+    if not both_ways and hasattr(value, "__cuda_array_interface__"):
         return _from_interface(value)
     from fastce.cuda import dlpack
 

@@ -51,12 +51,12 @@ def read(value: Any) -> Array:
 
     device = _device(int(value.__dlpack_device__()[1]))
     view = StridedMemoryView.from_dlpack(value, device.stream)
-    library = type(value).__module__.partition(".")[0]
-    immutable = view.readonly or library in ("jax", "jaxlib")
     owner = _Borrowed()
     # The kernels that read it may be running long after the call has returned.
     weakref.finalize(owner, device.keep, view, device.stream).atexit = False
-    return _array(view, view.dtype, _maker(_importer(value)), owner, device, immutable)
+    # Read-only even where it is not immutable: nothing would tell the library to wait for what is
+    # written to it.
+    return _array(view, view.dtype, _maker(_importer(value)), owner, device, True)
 
 
 def made(value: Made) -> Array:
