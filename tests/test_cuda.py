@@ -296,19 +296,26 @@ def test_what_kernels_use_is_kept_until_they_are_done(device, monkeypatch):
         pass
 
     made, fake = device
-    done, waiting = threading.Event(), threading.Event()
+    done, reached, asked = threading.Event(), threading.Event(), []
 
     def wait_for(event):
-        waiting.set()
+        asked.append(event)
+        reached.set()
         done.wait(600)
         return (0,)
 
+    def destroy(event):
+        reached.set()
+        return (0,)
+
     monkeypatch.setattr(fake, "cuEventSynchronize", wait_for, raising=False)
+    monkeypatch.setattr(fake, "cuEventDestroy", destroy, raising=False)
     memory, released = Memory(), threading.Event()
     weakref.finalize(memory, released.set)
     made.keep(memory, 1)
     del memory
-    assert waiting.wait(600)
+    assert reached.wait(600)
+    assert asked == ["cuEventCreate"]
     assert not released.is_set()
     done.set()
     assert released.wait(600)
