@@ -110,7 +110,7 @@ def everything() -> Iterator[tuple[str, Variant | Elements, int, Capability]]:
                     for labels in (dtype, "bool"):
                         line = f"{name:7}{dtype:9} {task:9}{f'binary {labels}':26}{option:10}"
                         kernel = Elements(dtype, task, labels, **flags)
-                        yield line, kernel, plan.ELEMENT_REGISTERS, capability
+                        yield line, kernel, kernel.registers, capability
             for regime, runs in REGIMES.items():
                 for task in ("gradient", "loss", "stats"):
                     for option, given in OPTIONS.items():

@@ -11,7 +11,7 @@ import pytest
 if importlib.util.find_spec("numba_cuda") is None:
     pytest.skip("numba-cuda is not installed", allow_module_level=True)
 
-from fastce.cuda.plan import ELEMENT_REGISTERS, Elements, variant
+from fastce.cuda.plan import Elements, variant
 from tests.cuda_gates import REGIMES, faults, gate
 
 KERNELS = [
@@ -24,7 +24,8 @@ KERNELS = [
     ("bfloat16", "gradient", "1024 x 2 shared", {"capped": True}, (9, 0)),
     ("float64", "loss", "1024 x 2 memory", {"spread": True}, (9, 0)),
     ("bfloat16", "gradient", "512 x 2 shared cluster", {}, (9, 0)),
-    ("float32", "gradient", "1024 x 1 memory cluster", {"spread": True}, (10, 0)),
+    ("float32", "gradient", "1024 x 1 shared cluster", {"spread": True}, (10, 0)),
+    ("float16", "loss", "1024 x 2 memory cluster", {}, (9, 0)),
 ]  # fmt: skip
 
 
@@ -48,7 +49,7 @@ def test_kernel(dtype, task, regime, options, capability):
 def test_kernel_over_elements(kernel, capability):
     found = gate(kernel, capability)
     print(kernel, found)
-    assert faults(kernel, ELEMENT_REGISTERS, found) == []
+    assert faults(kernel, kernel.registers, found) == []
 
 
 def test_device_functions_in_a_kernel_of_ones_own():

@@ -10,7 +10,7 @@ that nothing cancels.  Each thread takes a few chunks of consecutive elements, 1
 each; which ones depends on their numbers alone and not on how they lie in memory.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda
@@ -103,6 +103,15 @@ def double_tail(a):
     return e, log1p(e), 1.0
 
 
+class Factor(NamedTuple):
+    """A number, times those of an array spread over the elements; 0 for none."""
+
+    array: int
+    outer: int
+    inner: int
+    number: float
+
+
 def label_loader(name: str, real: Any) -> Any:
     """Device function: a target of a dtype, floating-point or not, as a number to compute with."""
     if name in FORMATS:
@@ -180,11 +189,20 @@ def kernel_of(variant: Elements) -> Any:
                 numbers[k * per_word + 1] = second_of(held[k])
 
     @device
-    def times(given, base, offset):
-        """A number, times that of an array if there is one."""
-        if not plain and base != 0:
-            given = given * load_real(base + offset)
-        return given
+    def times(factor, o, i):
+        """The number of a factor, times that of its array if there is one."""
+        value = factor.number
+        if not plain and factor.array != 0:
+            value = value * load_real(factor.array + o * factor.outer + i * factor.inner)
+        return value
+
+    @device
+    def settle(x, t, o, i, weight, positive, upstream, losses, losses_outer, losses_inner):
+        """Everything about one element; its loss is kept if losses of elements are."""
+        loss, g = element(x, t, times(weight, o, i), times(positive, o, i), times(upstream, o, i))
+        if not plain and losses != 0:
+            store_real(losses + o * losses_outer + i * losses_inner, loss)
+        return loss, g
 
     def kernel(
         z, z_outer, z_inner, targets, target_outer, target_inner,
@@ -199,52 +217,52 @@ def kernel_of(variant: Elements) -> Any:
         held = cuda.local.array(words, word)
         logits = cuda.local.array(width, real)
         labels = cuda.local.array(width, real)
+        w = Factor(weight, weight_outer, weight_inner, real(weight_factor))
+        p = Factor(positive, positive_outer, positive_inner, real(positive_factor))
+        up = Factor(upstream, upstream_outer, upstream_inner, real(scale))
         summed = 0.0
         for begin in range(part * share + tid * width, stop, threads * width):
-            left = np.int32(min(stop - begin, np.int64(width)))
-            whole = left == width
-            o = np.int64(0)
-            i = begin
-            if not (vectors and plain):
-                o = quotient(begin, inner)
-                i = begin - o * inner
-            if vectors and whole:
+            o = quotient(begin, inner)
+            i = begin - o * inner
+            # Apart, and the other one once in a loop: a condition for each element of a vector
+            # would keep the compiler from mixing their instructions.
+            if vectors and begin + width <= stop:
                 load_vector(z + begin * size, held, 0)
                 unpack(held, logits)
                 if label_vectors:
                     load_vector(targets + begin * size, held, 0)
                     unpack(held, labels)
-            for k in range(width):
-                if k < left:
-                    if not (vectors and whole):
-                        logits[k] = load(z + o * z_outer + i * z_inner)
-                    if vectors and not label_vectors:
+                else:
+                    for k in range(width):
                         labels[k] = load_label(targets + (begin + k) * label_size)
-                    elif not (vectors and whole):
-                        labels[k] = load_label(targets + o * target_outer + i * target_inner)
-                    loss, g = element(
-                        logits[k], labels[k],
-                        times(real(weight_factor), weight, o * weight_outer + i * weight_inner),
-                        times(
-                            real(positive_factor), positive,
-                            o * positive_outer + i * positive_inner,
-                        ),
-                        times(real(scale), upstream, o * upstream_outer + i * upstream_inner),
-                    )  # fmt: skip
+                for k in range(width):
+                    loss, g = settle(
+                        logits[k], labels[k], o, i, w, p, up, losses, losses_outer, losses_inner
+                    )
                     summed = summed + np.float64(loss)
                     logits[k] = g
-                    if not plain and losses != 0:
-                        store_real(losses + o * losses_outer + i * losses_inner, loss)
-                    if writes and not (vectors and whole):
-                        store(out + o * out_outer + i * out_inner, g)
                     i = i + 1
-                    if not (vectors and plain) and i == inner:
+                    if not plain and i == inner:
                         i = np.int64(0)
                         o = o + 1
-            if writes and vectors and whole:
-                for k in range(words):
-                    held[k] = pack(logits[k * per_word], logits[k * per_word + per_word - 1])
-                store_vector(out + begin * size, held, 0)
+                if writes:
+                    for k in range(words):
+                        held[k] = pack(logits[k * per_word], logits[k * per_word + per_word - 1])
+                    store_vector(out + begin * size, held, 0)
+            else:
+                for _ in range(min(np.int64(width), stop - begin)):
+                    loss, g = settle(
+                        load(z + o * z_outer + i * z_inner),
+                        load_label(targets + o * target_outer + i * target_inner),
+                        o, i, w, p, up, losses, losses_outer, losses_inner,
+                    )  # fmt: skip
+                    summed = summed + np.float64(loss)
+                    if writes:
+                        store(out + o * out_outer + i * out_inner, g)
+                    i = i + 1
+                    if i == inner:
+                        i = np.int64(0)
+                        o = o + 1
         if sums != 0:
             summed, _ = total(np.int32(tid), summed, 0.0)
             if tid == 0:

@@ -64,7 +64,7 @@ def source(kernel: Kernel) -> Source:
     if isinstance(kernel, Elements):
         return Source(
             elements.kernel_of(kernel), len(elements.INTEGERS), len(elements.FLOATS),
-            plan.ELEMENT_THREADS, plan.ELEMENT_BLOCKS,
+            plan.ELEMENT_THREADS, kernel.blocks,
         )  # fmt: skip
     made = {
         "targets": sums.targets_kernel, "losses": sums.losses_kernel, "parts": sums.parts_kernel,

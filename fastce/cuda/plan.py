@@ -94,8 +94,12 @@ OPTION_ROWS = (
     *ROWS[:2],
     Runs(128,    128,  2,      "",       8),      # 4 KiB
     Runs(256,    256,  2,      "",       4),      # 8 KiB
-    # and what there is to tell other blocks takes the registers of the second vector
-    *(runs if runs.cluster == 1 else runs._replace(vectors=1) for runs in LONG_ROWS),
+    # What there is to tell other blocks takes the registers of the second vector, and where memory
+    # is read again there are none left for it.
+    *(
+        runs if runs.cluster == 1 else runs._replace(vectors=1)
+        for runs in LONG_ROWS if runs.cluster == 1 or runs.beyond == "shared"
+    ),
 )  # fmt: skip
 
 # Rows fewer than multiprocessors are divided among more blocks than they need, as long as each has
@@ -197,13 +201,22 @@ class Elements(NamedTuple):
     vectors: bool = True  # logits, gradient and targets side by side, from multiples of 16 bytes on
     plain: bool = True  # neither weights nor upstream gradients nor losses of single elements
 
+    @property
+    def blocks(self) -> int:
+        """Blocks that must find room on a multiprocessor."""
+        return 2 if self.dtype == "float64" else 3
+
+    @property
+    def registers(self) -> int:
+        """Registers that a thread may use, of the 65536 of a multiprocessor."""
+        return 65536 // (ELEMENT_THREADS * self.blocks) // 8 * 8
+
 
 # Elements: threads of a block, the chunks of 16 bytes of logits that each takes, and blocks of a
-# multiprocessor.  Four blocks have 32 KiB on the way at a time; some 18 cover the latency.
+# multiprocessor.  Three blocks have 24 KiB on the way at a time; some 18 cover the latency.  In
+# float64 it is arithmetic that takes the time, and more registers.
 ELEMENT_THREADS = 256
 CHUNKS = 4
-ELEMENT_BLOCKS = 4
-ELEMENT_REGISTERS = 64  # of 65536 for a multiprocessor
 
 # Sums over rows: threads of a block, rows that a block adds up, and the most blocks.
 SUM_THREADS = 256
