@@ -30,7 +30,7 @@ def check(logits, targets, *, anywhere=False, **options):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("shape", [(), (0,), (7, 3), (613,), (2, 3, 4, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(), (0,), (7, 3), (301,), (2, 3, 4, 5)], ids=str)
 def test_every_dtype_and_shape(dtype, shape):
     logits = np.asarray(draw(shape, dtype, scale=3)) if shape else np.array(0.75, dtype)
     targets = np.asarray(np.random.default_rng(1).integers(0, 5, shape) / np.float32(4))
@@ -80,7 +80,7 @@ def test_confident_predictions_keep_their_digits(dtype):
 
 def test_the_bound_holds_everywhere_between():
     """Closer than the contract asks of single numbers: at most four units in the last place."""
-    logits = draw((2000 if SIMULATED else 1_000_000,), scale=6)
+    logits = draw((800 if SIMULATED else 1_000_000,), scale=6)
     targets = np.random.default_rng(1).random(logits.shape).astype("f4")
     want = oracle.binary_cross_entropy(logits, targets, reduction="none")
     assert_loss(run(logits, targets, reduction="none")[0], want.loss, F32)
