@@ -29,9 +29,13 @@ with contextlib.suppress(ModuleNotFoundError):  # asv imports this module and ha
 
 SHAPES = (
     (1 << 20, 10), (32768, 1000), (32768, 4096), (8192, 32_000), (8192, 50_257), (8192, 128_256),
-    (8192, 262_144), (1024, 1 << 20),
+    (8192, 262_144), (1024, 1 << 20), (8, 1 << 20), (1, 50_257),
 )  # fmt: skip
-DRY_SHAPES = ((64, 10), (8, 1000))
+BINARY_SHAPE = (65_536, 1000)  # one label for each element
+DRY_SHAPES, DRY_BINARY_SHAPE = ((64, 10), (8, 1000)), (64, 10)
+FEWEST_ROWS = 128  # of the shapes that have a target
+# Arrays of the size of the logits that a task reads and writes.
+MOVED = {"loss": 1, "gradient": 2, "in place": 2, "binary loss": 2, "binary gradient": 3}
 ROTATING = 200 << 20  # bytes of logits that calls take turns with: four times the L2 of an H100
 REPETITIONS = 40
 TARGETS = {10: 0.70, 1000: 0.80}  # fraction of copying for loss and gradient; 0.90 from 4096 up
@@ -62,16 +66,35 @@ class Clock:
             torch.cuda.synchronize()
 
 
+def backward(function: Call) -> Call:
+    """Loss and gradient by PyTorch's differentiation."""
+
+    def both(z: Any, y: Any) -> Any:
+        leaf = z.detach().requires_grad_()
+        function(leaf, y).backward()
+        return leaf.grad
+
+    return both
+
+
+def binary_contestants(device: str) -> dict[str, dict[str, Call]]:
+    """The same for the binary form."""
+    torch_loss = F.binary_cross_entropy_with_logits
+    found: dict[str, dict[str, Call]] = {
+        "binary loss": {"fastce": fastce.binary_cross_entropy, "torch": torch_loss},
+        "binary gradient": {
+            "fastce": fastce.binary_cross_entropy_and_grad, "torch": backward(torch_loss)
+        },
+    }  # fmt: skip
+    if device == "cuda":
+        compiled = torch.compile(torch_loss)
+        found["binary loss"]["torch.compile"] = compiled
+        found["binary gradient"]["torch.compile"] = backward(compiled)
+    return found
+
+
 def contestants(device: str) -> dict[str, dict[str, Call]]:
     """Calls by what they compute: loss, loss and gradient, the same in place."""
-
-    def backward(function: Call) -> Call:
-        def both(z: Any, y: Any) -> Any:
-            leaf = z.detach().requires_grad_()
-            function(leaf, y).backward()
-            return leaf.grad
-
-        return both
 
     def in_place(z: Any, y: Any) -> Any:
         array = z if z.is_cuda else z.numpy()
@@ -122,17 +145,19 @@ def copy_bandwidth(clock: Clock, device: str, size: int) -> float:
 
 
 def measure(
-    clock: Clock, device: str, dtype: torch.dtype, shape: tuple[int, int], repetitions: int
-) -> list[tuple[str, str, float, float]]:
+    clock: Clock, device: str, dtype: torch.dtype, shape: tuple[int, int], repetitions: int,
+    binary: bool = False,
+) -> list[tuple[str, str, float, float]]:  # fmt: skip
     """(task, who, median seconds, peak bytes beside the logits) of every call of a shape."""
     rows, classes = shape
     size = rows * classes * dtype.itemsize
     copies = max(1, -(-ROTATING // size)) if device == "cuda" else 2
     logits = [torch.randn(shape, dtype=dtype, device=device) for _ in range(copies)]
     targets = torch.randint(0, classes, (rows,), device=device)
-    calls = [
-        (task, who, call) for task, by in contestants(device).items() for who, call in by.items()
-    ]
+    if binary:
+        targets = torch.randint(0, 2, shape, device=device).to(dtype)
+    by_task = (binary_contestants if binary else contestants)(device)
+    calls = [(task, who, call) for task, by in by_task.items() for who, call in by.items()]
     times: dict[tuple[str, str], list[float]] = {}
     peaks: dict[tuple[str, str], int] = {}
     for turn in range(-2, repetitions):  # the first two compile and warm up
@@ -192,17 +217,23 @@ def report(folder: Path, device: str, repetitions: int) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     fractions: dict[str, list[float]] = {}
+    shapes = DRY_SHAPES if dry else SHAPES
+    plotted = [shape for shape in shapes if dry or shape[0] >= FEWEST_ROWS]
+    cases = [
+        *((shape, False) for shape in shapes),
+        (DRY_BINARY_SHAPE if dry else BINARY_SHAPE, True),
+    ]
     for dtype in (torch.float32,) if dry else (torch.bfloat16, torch.float32):
-        for shape in DRY_SHAPES if dry else SHAPES:
+        for shape, binary in cases:
             size = shape[0] * shape[1] * dtype.itemsize
-            results = measure(clock, device, dtype, shape, repetitions)
+            results = measure(clock, device, dtype, shape, repetitions, binary)
             own = {task: seconds for task, who, seconds, _ in results if who == "fastce"}
             for task, who, seconds, peak in results:
-                moved = size * (1 if task == "loss" else 2)
+                moved = size * MOVED[task]
                 fraction = moved / seconds / copying
                 wanted = TARGETS.get(shape[1], 0.90)
                 target = ""
-                if who == "fastce" and task == "gradient":
+                if who == "fastce" and task == "gradient" and shape in plotted:
                     if not dry:
                         target = f"{wanted:.2f} {'met' if fraction >= wanted else 'MISSED'}"
                     fractions.setdefault(str(dtype).removeprefix("torch."), []).append(fraction)
@@ -214,7 +245,7 @@ def report(folder: Path, device: str, repetitions: int) -> list[str]:
             print("\n".join(lines[-len(results) :]), flush=True)
             if not dry:
                 torch.cuda.empty_cache()
-    _plot(folder / "gpu_report.png", fractions, [c for _, c in (DRY_SHAPES if dry else SHAPES)])
+    _plot(folder / "gpu_report.png", fractions, [classes for _, classes in plotted])
     return lines
 
 
@@ -252,6 +283,7 @@ def main() -> int:
             "-o",
             "addopts=",
             "tests/test_cuda_device.py",
+            "tests/test_cuda_binary.py",
         ]
         if status := subprocess.run(tests, check=False).returncode:
             return status

@@ -399,9 +399,16 @@ def check_upstream(
 def same_shape(name: str, value: npt.ArrayLike, like: str, array: AnyArray) -> AnyArray:
     """A floating-point array of the shape of another argument."""
     other = float_array(name, value)
-    if other.shape != array.shape:
-        raise ValueError(f"{name}: expected the shape of {like} {array.shape}, got {other.shape}")
+    check_same_shape(name, other.shape, like, array.shape)
     return other
+
+
+def check_same_shape(
+    name: str, shape: tuple[int, ...], like: str, like_shape: tuple[int, ...]
+) -> None:
+    """The shape of another argument."""
+    if shape != like_shape:
+        raise ValueError(f"{name}: expected the shape of {like} {like_shape}, got {shape}")
 
 
 def output(
@@ -500,10 +507,23 @@ def broadcastable(name: str, value: npt.ArrayLike | None, logits: AnyArray) -> A
     if value is None:
         return None
     array = float_or_integer_array(name, value)
+    check_broadcastable(name, array.shape, logits.shape)
+    return np.broadcast_to(array, logits.shape)
+
+
+def check_broadcastable(name: str, shape: tuple[int, ...], like: tuple[int, ...]) -> None:
+    """A shape that can be spread over that of the logits."""
     try:
-        return np.broadcast_to(array, logits.shape)
+        fits = np.broadcast_shapes(shape, like) == like
     except ValueError:
+        fits = False
+    if not fits:
         raise ValueError(
-            f"{name}: expected a shape that broadcasts to that of logits {logits.shape}, "
-            f"got {array.shape}"
-        ) from None
+            f"{name}: expected a shape that broadcasts to that of logits {like}, got {shape}"
+        )
+
+
+def check_number(name: str, dtype: np.dtype[Any]) -> None:
+    """Floats of the four dtypes, integers or booleans."""
+    if dtype.kind not in "iub":
+        check_float(name, dtype)

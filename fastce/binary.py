@@ -9,6 +9,7 @@ import numpy.typing as npt
 from fastce import _arguments as arguments
 from fastce import cpu
 from fastce._arguments import AnyArray, Reduction
+from fastce._devices import on_device
 
 
 def binary_cross_entropy(
@@ -92,6 +93,12 @@ def binary_cross_entropy(
     >>> print(f"{fastce.binary_cross_entropy(np.array([100.0]), [1.0]):.4e}")
     3.7201e-44
     """
+    if on_device(logits):
+        from fastce import cuda
+
+        return cuda.binary_cross_entropy(
+            logits, targets, weight=weight, pos_weight=pos_weight, reduction=reduction
+        )
     return _binary_cross_entropy(logits, targets, weight, pos_weight, reduction)[0]
 
 
@@ -157,6 +164,13 @@ def binary_cross_entropy_and_grad(
     >>> print(grad.round(4))
     [-0.5    -0.1192  0.0474]
     """
+    if on_device(logits):
+        from fastce import cuda
+
+        return cuda.binary_cross_entropy_and_grad(
+            logits, targets, weight=weight, pos_weight=pos_weight, reduction=reduction,
+            grad_output=grad_output, out=out,
+        )  # fmt: skip
     loss, grad = _binary_cross_entropy(
         logits, targets, weight, pos_weight, reduction, grad_output, out, gradient=True
     )

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastce.cuda import plan
-from fastce.cuda.kernels import Capability, compiled
-from fastce.cuda.plan import OPTION_ROWS, ROWS, STRIDED, TILE, Runs, Variant, variant
+from fastce.cuda.kernels import Capability, Kernel, compiled, exists
+from fastce.cuda.plan import OPTION_ROWS, ROWS, STRIDED, TILE, Elements, Variant, variant
 
 CAPABILITIES: tuple[Capability, ...] = ((8, 0), (9, 0), (10, 0))
 
@@ -32,7 +32,7 @@ class Gate(NamedTuple):
     instructions: int
 
 
-def gate(kernel: Variant, capability: Capability) -> Gate:
+def gate(kernel: Kernel, capability: Capability) -> Gate:
     """Compile a kernel and count."""
     code = compiled(kernel, capability)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -56,13 +56,20 @@ def gate(kernel: Variant, capability: Capability) -> Gate:
     )  # fmt: skip
 
 
-def faults(kernel: Variant, runs: Runs, found: Gate) -> list[str]:
-    """What the kernel of a line of the table lacks."""
+def faults(kernel: Variant | Elements, registers: int, found: Gate) -> list[str]:
+    """What a kernel that may use so many registers lacks."""
     wrong = []
     if found.spills:
         wrong.append(f"{found.spills} spills")
-    if found.registers > runs.registers:
-        wrong.append(f"{found.registers} registers, more than {runs.registers}")
+    if found.registers > registers:
+        wrong.append(f"{found.registers} registers, more than {registers}")
+    if isinstance(kernel, Elements):
+        loads = kernel.vectors * (1 + (kernel.labels == kernel.dtype))
+        if found.loads < loads:
+            wrong.append(f"{found.loads} loads of 16 bytes, fewer than {loads}")
+        if kernel.task == "gradient" and kernel.vectors and not found.stores:
+            wrong.append("no stores of 16 bytes")
+        return wrong
     if kernel.regime == "row" and found.loads < kernel.vectors:
         wrong.append(f"{found.loads} loads of 16 bytes, fewer than {kernel.vectors}")
     if (kernel.regime == "tile" or kernel.beyond == "shared") and not found.copies:
@@ -75,7 +82,8 @@ def faults(kernel: Variant, runs: Runs, found: Gate) -> list[str]:
 
 
 REGIMES = {"tile": TILE, "strided": STRIDED} | {
-    f"{runs.threads} x {runs.vectors} {runs.beyond}".strip(): runs for runs in (*ROWS, *OPTION_ROWS)
+    f"{runs.threads} x {runs.vectors} {runs.beyond} {'cluster' * (runs.cluster > 1)}".strip(): runs
+    for runs in (*ROWS, *OPTION_ROWS)
 }
 OPTIONS: dict[str, dict[str, object]] = {
     "": {},
@@ -85,10 +93,24 @@ OPTIONS: dict[str, dict[str, object]] = {
 }
 
 
-def everything() -> Iterator[tuple[str, Variant, Runs, Capability]]:
-    """Every kernel with a gradient or a loss, on every architecture."""
+ELEMENTS = {
+    "": {},
+    "options": {"plain": False},
+    "strided": {"plain": False, "vectors": False},
+}
+
+
+def everything() -> Iterator[tuple[str, Variant | Elements, int, Capability]]:
+    """Every kernel with a gradient or a loss, on every architecture, and its share of registers."""
     for capability in CAPABILITIES:
+        name = "sm_{}{}".format(*capability)
         for dtype in plan.ITEM_SIZE:
+            for task in ("gradient", "loss"):
+                for option, flags in ELEMENTS.items():
+                    for labels in (dtype, "bool"):
+                        line = f"{name:7}{dtype:9} {task:9}{f'binary {labels}':26}{option:10}"
+                        kernel = Elements(dtype, task, labels, **flags)
+                        yield line, kernel, kernel.registers, capability
             for regime, runs in REGIMES.items():
                 for task in ("gradient", "loss", "stats"):
                     for option, given in OPTIONS.items():
@@ -96,23 +118,24 @@ def everything() -> Iterator[tuple[str, Variant, Runs, Capability]]:
                             continue
                         if runs.regime == "row" and runs not in (OPTION_ROWS if option else ROWS):
                             continue
-                        name = "sm_{}{}".format(*capability)
-                        line = f"{name:7}{dtype:9} {task:9}{regime:17}{option:10}"
-                        yield line, variant(dtype, task, runs, **given), runs, capability
+                        kernel = variant(dtype, task, runs, **given)
+                        if exists(kernel, capability):
+                            line = f"{name:7}{dtype:9} {task:9}{regime:26}{option:10}"
+                            yield line, kernel, runs.registers, capability
 
 
 def main(words: list[str]) -> int:
     """Print the table; the status is the number of kernels with faults."""
     bad = 0
-    print(f"{'':52}registers of spills LDG.128 LDGSTS.128 STG.128 EX2 instructions")
-    for line, kernel, runs, capability in everything():
+    print(f"{'':61}registers of spills LDG.128 LDGSTS.128 STG.128 EX2 instructions")
+    for line, kernel, registers, capability in everything():
         if not all(word in line.split() for word in words):
             continue
         found = gate(kernel, capability)
-        wrong = faults(kernel, runs, found)
+        wrong = faults(kernel, registers, found)
         bad += bool(wrong)
         print(
-            f"{line}{found.registers:9}{runs.registers:4}{found.spills:6}"
+            f"{line}{found.registers:9}{registers:4}{found.spills:6}"
             f"{found.loads:8}{found.copies:11}{found.stores:8}{found.ex2:5}{found.instructions:7} "
             + "; ".join(wrong),
             flush=True,

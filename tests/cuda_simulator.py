@@ -16,17 +16,22 @@ plan.ROWS = (
     plan.Runs(16, 16, 2, "", 1),
     plan.Runs(32, 32, 2, "", 1),
     plan.Runs(32, 32, 1, "shared", 1),
-    plan.Runs(32, 32, 1, "memory", 1),
+    plan.Runs(32, 32, 1, "shared", 1, cluster=2),
+    plan.Runs(32, 32, 1, "memory", 1, cluster=2),
+    plan.Runs(32, 32, 1, "shared", 1, cluster=4),  # of a single row
+    plan.Runs(32, 32, 1, "memory", 1),  # without clusters
 )
+plan.LEAST_PART = 512
 plan.OPTION_ROWS = plan.ROWS
 plan.TILE = plan.Runs(1, 16, 1, "", 1, "tile")  # a whole number of vectors
 plan.TILE_BYTES = 64
 plan.STRIDED = plan.Runs(1, 8, 1, "", 1, "strided")
 plan.SUM_THREADS, plan.SHARE = 8, 12
+plan.ELEMENT_THREADS, plan.CHUNKS = 16, 4
 
 from fastce.cuda import arrays, calls, layout, simulated, simulated_driver  # noqa: E402
 
-simulated_driver.Device.limits = plan.Limits(plan.SCRATCH + 1024, 1 << 20)
+simulated_driver.Device.limits = plan.Limits(plan.SCRATCH + 768, 1 << 20, 4, 4)
 layout.MOST_ROWS = 20
 calls._SUM_SHARED = 24 * plan.SUM_THREADS
 simulated.memory = []  # what kernels may touch

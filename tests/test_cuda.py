@@ -6,12 +6,15 @@ before numba is imported; launches go to a driver that writes down what it is to
 
 import importlib.util
 import inspect
+import itertools
 import os
 import re
 import shlex
 import struct
 import subprocess
 import sys
+import threading
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,12 +36,16 @@ class Elsewhere:
     }  # fmt: skip
 
 
+_SIMULATED = ("device", "binary", "dlpack")
+
+
 @needs_numba_cuda
 def test_contract_in_the_simulator():
-    path = Path(__file__).with_name("test_cuda_device.py")
+    paths = [Path(__file__).with_name(f"test_cuda_{name}.py") for name in _SIMULATED]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", path],
-        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}, cwd=path.parents[1], text=True,
+        [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider",
+         *paths],
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}, cwd=paths[0].parents[1], text=True,
         capture_output=True, timeout=3000,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2000:]
@@ -51,6 +58,25 @@ def test_only_arrays_on_a_device_go_there():
         assert not on_device(value)
     torch = pytest.importorskip("torch")
     assert not on_device(torch.zeros(3, requires_grad=True))
+    jax = pytest.importorskip("jax")
+    assert not on_device(jax.numpy.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "device, on", [((2, 1), True), ((13, 0), True), ((1, 0), False), ((10, 0), False)]
+)
+def test_arrays_that_have_nothing_but_dlpack(device, on):
+    class Exchanged:
+        def __dlpack_device__(self):
+            return device
+
+    assert on_device(Exchanged()) == on
+
+    class Scattered:
+        def __dlpack_device__(self):
+            raise BufferError("on several devices")
+
+    assert not on_device(Scattered())
 
 
 @pytest.mark.parametrize(
@@ -62,6 +88,8 @@ def test_only_arrays_on_a_device_go_there():
         fastce.softmax,
         fastce.log_softmax,
         fastce.logsumexp,
+        lambda z: fastce.binary_cross_entropy(z, z),
+        lambda z: fastce.binary_cross_entropy_and_grad(z, z),
     ],
 )
 def test_functions_for_arrays_of_the_host_pass_on_those_of_a_device(call, monkeypatch):
@@ -77,6 +105,20 @@ def test_functions_for_arrays_of_the_host_pass_on_those_of_a_device(call, monkey
         call(Elsewhere())
 
 
+def _launch_of(config):
+    """A launch of clusters as it lies in memory for the driver (CUlaunchConfig in cuda.h)."""
+    import ctypes
+
+    where = config.getPtr()
+    numbers = (ctypes.c_uint32 * 7).from_address(where)
+    stream, attributes, count = (ctypes.c_uint64 * 3).from_address(where + 32)
+    kind, _, *shape = (ctypes.c_uint32 * 5).from_address(attributes)
+    assert (count & 0xFFFFFFFF, kind, shape[1:]) == (1, 4, [1, 1])  # ..._CLUSTER_DIMENSION
+    assert [numbers[k] for k in (1, 2, 4, 5)] == [1] * 4
+    return {"grid": numbers[0], "block": numbers[3], "shared": numbers[6], "stream": stream,
+            "cluster": shape[0]}  # fmt: skip
+
+
 class FakeDriver:
     """Answers as the bindings of the CUDA driver do, and keeps what it was told."""
 
@@ -85,10 +127,15 @@ class FakeDriver:
     def __init__(self):
         self.calls = []
         self.status = 0
+        self.widest = 16  # cluster that there is room for
         self.memory = np.zeros(8, np.int64)
         self.arguments = None
 
     def __getattr__(self, name):
+        if name in ("CUlaunchAttribute", "CUlaunchAttributeID", "CUlaunchConfig", "CUstream"):
+            from cuda.bindings import driver
+
+            return getattr(driver, name)
         if not name.startswith("cu"):
             return SimpleNamespace()
         return lambda *arguments: self._called(name, *arguments)
@@ -98,9 +145,19 @@ class FakeDriver:
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 0
         CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN = 232_448
         CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR = 233_472
+        CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT = 132
+
+    class CUevent_flags:  # noqa: N801
+        CU_EVENT_DISABLE_TIMING = 2
+        CU_EVENT_BLOCKING_SYNC = 1
+
+    class CUstream_flags:  # noqa: N801
+        CU_STREAM_NON_BLOCKING = 1
 
     class CUfunction_attribute:  # noqa: N801
         CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
+        CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT = 9
+        CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED = 14
 
     def _called(self, name, *arguments):
         import ctypes
@@ -108,9 +165,13 @@ class FakeDriver:
         self.calls.append((name, *arguments))
         if name == "cuDeviceGetAttribute":
             return 0, arguments[0]
+        if name == "cuStreamCreate":
+            return 0, 4321
         if name == "cuMemHostAlloc":
             return 0, self.memory.ctypes.data
-        if name == "cuLaunchKernel":
+        if name == "cuOccupancyMaxActiveClusters":
+            return 0, int(_launch_of(arguments[1])["cluster"] <= self.widest)
+        if name in ("cuLaunchKernel", "cuLaunchKernelEx"):
             extra = (ctypes.c_void_p * 5).from_address(arguments[-1])
             size = ctypes.c_size_t.from_address(extra[3]).value
             self.arguments = ctypes.string_at(extra[1], size)
@@ -136,6 +197,28 @@ def device(monkeypatch):
 
 
 @needs_numba_cuda
+def test_the_driver_has_what_is_asked_of_it():
+    """Names and numbers of the stand-in are those of the bindings."""
+    from cuda.bindings import driver
+
+    from fastce.cuda import driver as ours
+
+    for name, value in vars(FakeDriver).items():
+        if name.startswith("CU_"):
+            assert getattr(driver, name) == value
+        elif isinstance(value, type):
+            numbers = {k: v for k, v in vars(value).items() if k.startswith("CU_")}
+            real = getattr(driver, name)
+            for key, number in numbers.items():
+                if name != "CUdevice_attribute":  # there they are the answers
+                    assert getattr(real, key) == number
+                assert hasattr(real, key)
+    called = set(re.findall(r"\.(cu[A-Z]\w+)\(", inspect.getsource(ours)))
+    assert "cuLaunchKernelEx" in called
+    assert all(callable(getattr(driver, name)) for name in called)
+
+
+@needs_numba_cuda
 def test_a_launch_packs_its_arguments_and_loads_once(device):
     from fastce.cuda.kernels import Sum
 
@@ -155,6 +238,88 @@ def test_a_launch_packs_its_arguments_and_loads_once(device):
     with pytest.raises(RuntimeError, match="CUDA_ERROR_ILL"):
         made.launch(weight, 3, 100, 77, (1, -2, 3, 4, 5))
     assert fake.names().count("cuCtxPushCurrent") == fake.names().count("cuCtxPopCurrent")
+
+
+@needs_numba_cuda
+def test_a_launch_of_clusters(device):
+    from fastce.cuda import plan
+    from fastce.cuda.finish import INTEGERS
+
+    made, fake = device
+    kernel = plan.variant("float32", "loss", plan.LONG_ROWS[1])
+    count = len(INTEGERS)
+    fake.calls.clear()
+    made.launch(kernel, 32, 5000, 77, tuple(range(count)), (0.5,) * 6, 16)
+    assert struct.unpack(f"{count}q6d", fake.arguments) == (*range(count), *(0.5,) * 6)
+    (launch,) = [call for call in fake.calls if call[0].startswith("cuLaunch")]
+    assert launch[0] == "cuLaunchKernelEx"
+    assert launch[2:4] == ("cuModuleGetFunction", 0)
+    assert _launch_of(launch[1]) == {
+        "grid": 32, "block": 512, "shared": 5000, "stream": 77, "cluster": 16
+    }  # fmt: skip
+    assert ("cuFuncSetAttribute", "cuModuleGetFunction", 14, 1) in fake.calls
+    assert ("cuFuncSetAttribute", "cuModuleGetFunction", 9, 100) in fake.calls
+
+
+@needs_numba_cuda
+@pytest.mark.parametrize("widest, cluster", [(16, 16), (8, 8), (0, 1)])
+def test_clusters_are_as_large_as_there_is_room_for(device, widest, cluster):
+    made, fake = device
+    fake.widest = widest
+    for _ in range(2):
+        chosen = made.possible(
+            "bfloat16", "gradient", 1024, 1 << 20, side_by_side=True, packed=True
+        )
+        assert chosen.cluster == cluster
+        assert chosen.grid == 1024 * cluster
+    tries = {16: 1, 8: 2, 0: 2}[widest]  # each is asked about once
+    assert fake.names().count("cuOccupancyMaxActiveClusters") == tries
+
+
+@needs_numba_cuda
+def test_streams_wait_for_each_other(device):
+    made, fake = device
+    assert made.stream == made.stream == 4321
+    assert fake.calls.count(("cuStreamCreate", 1)) == 1
+    fake.calls.clear()
+    made.order(1, 77)
+    assert fake.calls == [
+        ("cuCtxPushCurrent", "cuDevicePrimaryCtxRetain"), ("cuEventCreate", 3),
+        ("cuEventRecord", "cuEventCreate", 1), ("cuStreamWaitEvent", 77, "cuEventCreate", 0),
+        ("cuEventDestroy", "cuEventCreate"), ("cuCtxPopCurrent",),
+    ]  # fmt: skip
+
+
+@needs_numba_cuda
+def test_what_kernels_use_is_kept_until_they_are_done(device, monkeypatch):
+    class Memory:
+        pass
+
+    made, fake = device
+    done, reached, asked = threading.Event(), threading.Event(), []
+
+    def wait_for(event):
+        asked.append(event)
+        reached.set()
+        done.wait(600)
+        return (0,)
+
+    def destroy(event):
+        reached.set()
+        return (0,)
+
+    monkeypatch.setattr(fake, "cuEventSynchronize", wait_for, raising=False)
+    monkeypatch.setattr(fake, "cuEventDestroy", destroy, raising=False)
+    memory, released = Memory(), threading.Event()
+    weakref.finalize(memory, released.set)
+    made.keep(memory, 1)
+    del memory
+    assert reached.wait(600)
+    assert asked == ["cuEventCreate"]
+    assert not released.is_set()
+    done.set()
+    assert released.wait(600)
+    assert ("cuEventRecord", "cuEventCreate", 1) in fake.calls
 
 
 @needs_numba_cuda
@@ -225,31 +390,66 @@ def test_the_table_of_launches():
     """Every row has a kernel that holds it, with room for its shared memory."""
     from fastce.cuda import plan
 
-    limits = plan.Limits(232_448, 233_472)
-    for dtype, size in plan.ITEM_SIZE.items():
-        for classes in [*range(1, 2000, 7), 32_000, 50_257, 128_256, 262_144, 1_000_000]:
-            kernel, shared = plan.choose(
-                dtype, "gradient", classes, side_by_side=True, packed=True, limits=limits
-            )
-            if kernel.regime == "tile":
-                assert shared == kernel.block * classes * size <= 48 << 10
-                continue
-            assert kernel.threads >= 32 // size  # the edges
-            assert shared <= limits.block
-            assert kernel.blocks * (shared + plan.RESERVED) <= limits.multiprocessor
-            held = 16 * kernel.threads * kernel.vectors + shared - plan.SCRATCH
-            assert kernel.beyond == "memory" or held >= classes * size - 15
-            assert plan.variant(dtype, "gradient", _line(kernel)) == kernel
+    h100, a100 = plan.Limits(232_448, 233_472, 132, 16), plan.Limits(166_912, 167_936, 108, 1)
+    many = [*range(1, 2000, 7), 32_000, 50_257, 128_256, 262_144, 1_000_000, 3_000_000]
+    cases = itertools.product(
+        plan.ITEM_SIZE.items(), many, (1, 8, 50, 5000), (h100, a100), (False, True)
+    )
+    for (dtype, size), classes, rows, limits, spread in cases:
+        kernel, grid, shared, cluster = plan.choose(
+            dtype, "gradient", rows, classes, side_by_side=True, packed=True, limits=limits,
+            spread=spread,
+        )  # fmt: skip
+        if kernel.regime == "tile":
+            assert shared == kernel.block * classes * size <= 48 << 10
+            continue
+        assert grid * kernel.block >= rows * cluster * kernel.threads
+        assert (cluster > 1) == kernel.clustered
+        assert cluster <= limits.cluster
+        assert grid % cluster == 0
+        assert kernel.threads >= 32 // size  # the edges
+        assert shared <= limits.block
+        assert kernel.blocks * (shared + plan.RESERVED) <= limits.multiprocessor
+        held = 16 * kernel.threads * kernel.vectors + shared - plan.SCRATCH
+        # each block's part begins where vectors do if the row does
+        part = plan.part(classes, cluster, 16 // size)
+        assert part * cluster >= classes
+        assert cluster == 1 or part % (16 // size) == 0
+        assert kernel.beyond == "memory" or held >= part * size - 15
+        lines = plan.OPTION_ROWS if spread else plan.ROWS
+        assert kernel in [plan.variant(dtype, "gradient", runs, spread=spread) for runs in lines]
 
 
-def _line(kernel):
+@needs_numba_cuda
+@pytest.mark.parametrize(
+    "dtype, rows, classes, cluster, beyond",
+    [
+        ("bfloat16", 8192, 50_257, 1, "shared"),
+        ("bfloat16", 8192, 128_256, 2, "shared"),
+        ("bfloat16", 8192, 262_144, 8, "shared"),
+        ("bfloat16", 1024, 1 << 20, 16, "shared"),
+        ("float32", 8192, 128_256, 4, "shared"),
+        ("float32", 1024, 1 << 20, 16, "shared"),
+        ("float64", 1024, 1 << 20, 16, "memory"),
+        ("float32", 8, 1 << 20, 16, "shared"),  # few rows: over the whole device
+        ("bfloat16", 1, 50_257, 4, "shared"),
+        ("float32", 1, 4096, 1, ""),  # too short to divide
+    ],
+)
+def test_rows_are_divided_among_as_few_blocks_as_hold_them(dtype, rows, classes, cluster, beyond):
     from fastce.cuda import plan
 
-    return next(
-        runs for runs in plan.ROWS
-        if (runs.threads, runs.vectors, runs.beyond)
-        == (kernel.threads, kernel.vectors, kernel.beyond)
-    )  # fmt: skip
+    limits = plan.Limits(232_448, 233_472, 132, 16)
+    where = {"side_by_side": True, "packed": False}
+    chosen = plan.choose(dtype, "gradient", rows, classes, limits=limits, **where)
+    assert (chosen.cluster, chosen.kernel.beyond) == (cluster, beyond)
+    # a sum over labels in another order would have other bits in another batch
+    stats = plan.choose(dtype, "stats", 1, classes, limits=limits, **where)
+    assert stats.cluster == plan.choose(dtype, "stats", 5000, classes, limits=limits, **where)[3]
+    without = plan.choose(
+        dtype, "gradient", rows, classes, limits=limits._replace(cluster=1), **where
+    )
+    assert without.cluster == 1
 
 
 @needs_numba_cuda
@@ -283,8 +483,14 @@ def test_warmup_compiles_every_line_of_the_table(monkeypatch):
     monkeypatch.setattr(kernels, "code", lambda kernel, cc: made.append((kernel, cc)))
     cuda.warm(["sm_90", "sm_120"], ["bfloat16"])
     assert {cc for _, cc in made} == {(9, 0), (12, 0)}
-    regimes = {(k.regime, k.threads, k.vectors, k.beyond) for k, _ in made if hasattr(k, "dtype")}
-    assert len(regimes) == len(plan.TABLE)
+    kernels_over_rows = {k for k, _ in made if isinstance(k, plan.Variant)}
+    for task in ("loss", "gradient"):
+        wanted = {plan.variant("bfloat16", task, runs) for runs in plan.TABLE}
+        assert wanted <= kernels_over_rows
+    assert plan.Elements("bfloat16", "gradient", "bfloat16") in {k for k, _ in made}
+    made.clear()
+    cuda.warm(["sm_80"], ["float32"])
+    assert not any(getattr(k, "clustered", False) for k, _ in made)
     with pytest.raises(terminal.Failure, match="expected architectures such as sm_90"):
         cuda.warm(["h100"], ["bfloat16"])
 

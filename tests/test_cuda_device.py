@@ -29,6 +29,7 @@ if reason := _why_not():
     pytest.skip(reason, allow_module_level=True)
 
 if SIMULATED:
+    from fastce.cuda import simulated_driver
     from tests.cuda_simulator import forget_arrays, to_device, to_host
 else:
     from tests.cuda_torch import forget_arrays, to_device, to_host
@@ -55,10 +56,11 @@ INF, NAN = np.inf, np.nan
 
 # Bytes of a row for each regime: of the simulator's table, or of the real one.
 REGIMES = (
-    {"tile": 40, "lanes": 140, "registers": 300, "warps": 604, "shared": 1076, "memory": 1684}
+    {"tile": 40, "lanes": 140, "registers": 300, "warps": 604, "shared": 1076,
+     "cluster": 1684, "memory": 2620}
     if SIMULATED
     else {"tile": 40, "lanes": 1004, "registers": 4000, "warps": 16388, "blocks": 65540,
-          "shared": 200_028, "memory": 1_048_604}
+          "shared": 100_012, "cluster": 400_012, "wide cluster": 1_500_012, "memory": 5_000_012}
 )  # fmt: skip
 ROWS = 3 if SIMULATED else 200
 
@@ -112,7 +114,7 @@ def test_every_dtype_in_every_regime(dtype, regime):
     assert same_bits(in_place, grad)
 
 
-OPTION_REGIMES = ["tile", "lanes", "shared"] if SIMULATED else list(REGIMES)
+OPTION_REGIMES = ["tile", "lanes", "shared", "cluster"] if SIMULATED else list(REGIMES)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -298,8 +300,11 @@ def test_layouts(layout, kind):
 
 @pytest.mark.parametrize(
     "classes, option, dtype",
-    [(61, "z-loss", F32), (21, "smoothing", FLOATS[0]), (21, "softcap", F32), (21, "soft", F32)],
-)
+    [
+        (61, "z-loss", F32), (21, "smoothing", FLOATS[0]), (21, "softcap", F32), (21, "soft", F32),
+        (421 if SIMULATED else 100_003, "soft", F32),  # a cluster's
+    ],
+)  # fmt: skip
 def test_same_bits_at_every_place(classes, option, dtype):
     """Odd rows start at every alignment."""
     targets, options = OPTIONS[option]((3,), classes, dtype)
@@ -308,6 +313,15 @@ def test_same_bits_at_every_place(classes, option, dtype):
     for row in range(12):
         assert same_bits(loss[row], loss[row - row % 4])
         assert same_bits(grad[row], grad[row - row % 4])
+
+
+@pytest.mark.skipif(not SIMULATED, reason="a device has clusters or not")
+def test_same_bits_without_clusters(monkeypatch):
+    logits, targets = draw((3, 421), scale=3.0), draw_targets((3,), 421)
+    with_clusters = run(logits, targets, reduction="none")
+    limits = simulated_driver.Device.limits
+    monkeypatch.setattr(simulated_driver.Device, "limits", limits._replace(cluster=1))
+    assert all(map(same_bits, run(logits, targets, reduction="none"), with_clusters))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 if importlib.util.find_spec("numba_cuda") is None:
     pytest.skip("numba-cuda is not installed", allow_module_level=True)
 
-from fastce.cuda.plan import variant
+from fastce.cuda.plan import Elements, variant
 from tests.cuda_gates import REGIMES, faults, gate
 
 KERNELS = [
@@ -23,6 +23,9 @@ KERNELS = [
     ("float16", "gradient", "512 x 2 shared", {}, (8, 0)),
     ("bfloat16", "gradient", "1024 x 2 shared", {"capped": True}, (9, 0)),
     ("float64", "loss", "1024 x 2 memory", {"spread": True}, (9, 0)),
+    ("bfloat16", "gradient", "512 x 2 shared cluster", {}, (9, 0)),
+    ("float32", "gradient", "1024 x 1 shared cluster", {"spread": True}, (10, 0)),
+    ("float16", "loss", "1024 x 2 memory cluster", {}, (9, 0)),
 ]  # fmt: skip
 
 
@@ -32,7 +35,21 @@ def test_kernel(dtype, task, regime, options, capability):
     kernel = variant(dtype, task, runs, **options)
     found = gate(kernel, capability)
     print(kernel, found)
-    assert faults(kernel, runs, found) == []
+    assert faults(kernel, runs.registers, found) == []
+
+
+@pytest.mark.parametrize(
+    "kernel, capability",
+    [
+        (Elements("bfloat16", "gradient", "bfloat16"), (9, 0)),
+        (Elements("float32", "gradient", "bool", plain=False), (10, 0)),
+        (Elements("float64", "loss", "float64", vectors=False, plain=False), (8, 0)),
+    ],
+)
+def test_kernel_over_elements(kernel, capability):
+    found = gate(kernel, capability)
+    print(kernel, found)
+    assert faults(kernel, kernel.registers, found) == []
 
 
 def test_device_functions_in_a_kernel_of_ones_own():

@@ -21,15 +21,22 @@ def warm(architectures: Sequence[str], dtypes: Sequence[str]) -> None:
         for name in ("targets", "losses")
         for last in (False, True)
     ]
-    usual += [plan.variant(d, t, runs) for d in dtypes for t in _TASKS for runs in plan.TABLE]
+    usual += dict.fromkeys(  # clusters of any size are launches of one kernel
+        plan.variant(d, t, runs) for d in dtypes for t in _TASKS for runs in plan.TABLE
+    )
+    usual += [plan.Elements(d, t, labels=d) for d in dtypes for t in _TASKS]
+    usual += [kernels.Sum("parts", double=False, last=last) for last in (False, True)]
     rows = []
     with terminal.progress("warmup", len(capabilities) * len(usual)) as advance:
         for kernel in usual:
             seconds = []
             for capability in capabilities:
                 began = time.perf_counter()
-                kernels.code(kernel, capability)
-                seconds.append(f"{time.perf_counter() - began:.2f}")
+                if kernels.exists(kernel, capability):
+                    kernels.code(kernel, capability)
+                    seconds.append(f"{time.perf_counter() - began:.2f}")
+                else:
+                    seconds.append("")
                 advance(1)
             rows.append((kernels.name_of(kernel), *seconds))
     names = ["sm_{}{}".format(*capability) for capability in capabilities]

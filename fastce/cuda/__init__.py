@@ -18,6 +18,7 @@ if importlib.util.find_spec("numba_cuda") is None:
         "fastce[cuda12] for a driver of CUDA 12"
     )
 
+from fastce.cuda.binary import binary_cross_entropy, binary_cross_entropy_and_grad
 from fastce.cuda.losses import (
     cross_entropy,
     cross_entropy_and_grad,
@@ -27,6 +28,8 @@ from fastce.cuda.losses import (
 from fastce.cuda.softmax import log_softmax, logsumexp, softmax
 
 __all__ = [
+    "binary_cross_entropy",
+    "binary_cross_entropy_and_grad",
     "cross_entropy",
     "cross_entropy_and_grad",
     "cross_entropy_stats",

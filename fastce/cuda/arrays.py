@@ -46,6 +46,11 @@ class Array(NamedTuple):
         return len(self.shape)
 
     @property
+    def result(self) -> Any:
+        """The array as the caller gets it."""
+        return self.maker.give(self)
+
+    @property
     def contiguous(self) -> bool:
         """Whether the elements follow each other in row order."""
         expected = self.itemsize
@@ -71,6 +76,7 @@ class Maker(NamedTuple):
     empty: Callable[[tuple[int, ...], str, Array], Any]
     empty_like: Callable[[Array], Any]
     contiguous: Callable[[Any], Any]
+    give: Callable[[Array], Any] = operator.attrgetter("owner")
 
 
 def device_array(name: str, value: Any, like: Array | None = None) -> Array:
@@ -79,7 +85,10 @@ def device_array(name: str, value: Any, like: Array | None = None) -> Array:
         where = "a CUDA device" if like is None else f"CUDA device {like.device}, that of logits"
         raise TypeError(f"{name}: expected an array on {where}, got {type(value).__name__}")
     library = type(value).__module__.partition(".")[0]
-    array = _READERS.get(library, _from_interface)(value)
+    try:
+        array = _READERS.get(library, _from_protocol)(value)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from error
     if like is None:
         return array
     if array.device != like.device:
@@ -88,6 +97,21 @@ def device_array(name: str, value: Any, like: Array | None = None) -> Array:
             f"got one on {array.device}"
         )
     return array
+
+
+def new(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
+    """A new array of the kind and on the device of another."""
+    return _of_kind(like, like.maker.empty(shape, dtype, like))
+
+
+def new_like(like: Array) -> Array:
+    """A new array shaped, typed and laid out like another."""
+    return _of_kind(like, like.maker.empty_like(like))
+
+
+def _of_kind(like: Array, value: Any) -> Array:
+    made = device_array("out", value, like)
+    return made._replace(stream=like.stream, maker=like.maker)
 
 
 def float_array(name: str, value: Any, like: Array | None = None) -> Array:
@@ -102,6 +126,14 @@ def in_row_order(name: str, array: Array) -> Array:
     if array.contiguous:
         return array
     return device_array(name, array.maker.contiguous(array.owner), array)
+
+
+def broadcast(array: Array, shape: tuple[int, ...]) -> Array:
+    """An array spread over a shape that it broadcasts to."""
+    sizes = (1,) * (len(shape) - array.ndim) + array.shape
+    steps = (0,) * (len(shape) - array.ndim) + array.strides
+    strides = tuple(0 if size == 1 else step for size, step in zip(sizes, steps, strict=True))
+    return array._replace(shape=shape, strides=strides)
 
 
 def overlap(a: Array, b: Array) -> bool:
@@ -166,8 +198,24 @@ def _cupy_contiguous(array: Any) -> Any:
     return cupy.ascontiguousarray(array)
 
 
+def _from_protocol(value: Any) -> Array:
+    """An array of any other library; by DLPack if the library can be given arrays by it, too."""
+    both_ways = hasattr(value, "__dlpack__") and hasattr(value, "__array_namespace__")
+    if not both_ways and hasattr(value, "__cuda_array_interface__"):
+        return _from_interface(value)
+    from fastce.cuda import dlpack
+
+    return dlpack.read(value)
+
+
+def _from_own(value: Any) -> Array:
+    from fastce.cuda import dlpack
+
+    return dlpack.made(value)
+
+
 def _from_interface(value: Any) -> Array:
-    """An array of any other library, by what they all agree on."""
+    """An array of any library with the CUDA array interface; results are Numba's."""
     interface = value.__cuda_array_interface__
     dtype = np.dtype(interface["typestr"])
     shape, strides = tuple(interface["shape"]), interface.get("strides")
@@ -201,14 +249,17 @@ def _numba_empty_like(like: Array) -> Any:
     return _numba_empty(like.shape, like.dtype.name, like)
 
 
-def _numba_contiguous(array: Any) -> Any:
-    raise ValueError("expected an array in row order: numba's device arrays are not copied")
+def not_copied(array: Any) -> Any:
+    """For libraries without a copy in row order."""
+    raise ValueError(f"expected an array in row order: {type(array).__name__} is not copied")
 
 
 _TORCH = Maker(_torch_empty, _torch_empty_like, operator.methodcaller("contiguous"))
 _CUPY = Maker(_cupy_empty, _cupy_empty_like, _cupy_contiguous)
-_NUMBA = Maker(_numba_empty, _numba_empty_like, _numba_contiguous)
-_READERS: dict[str, Callable[[Any], Array]] = {"torch": _from_torch, "cupy": _from_cupy}
+_NUMBA = Maker(_numba_empty, _numba_empty_like, not_copied)
+_READERS: dict[str, Callable[[Any], Array]] = {
+    "torch": _from_torch, "cupy": _from_cupy, "fastce": _from_own
+}  # fmt: skip
 
 
 def _dtype(name: str) -> Any:

@@ -8,7 +8,7 @@ from numba.cuda import config
 
 from fastce._arguments import Options
 from fastce.cuda import plan
-from fastce.cuda.arrays import Array, device_array, float_array
+from fastce.cuda.arrays import Array, float_array, in_row_order, new
 from fastce.cuda.formats import CODES
 from fastce.cuda.kernels import Sum
 from fastce.cuda.layout import row_blocks
@@ -46,17 +46,23 @@ class Results(NamedTuple):
     predicted: Array | None = None
 
 
+class Factor(NamedTuple):
+    """A number, times an array spread over the elements if there is one."""
+
+    number: float = 1.0
+    array: Array | None = None
+
+
+def device(ordinal: int) -> Any:
+    """The device of a number."""
+    return driver.device(ordinal)
+
+
 def begin(name: str, value: Any) -> Array:
     """The array that a call is about, after a look for errors of earlier calls on its device."""
     array = float_array(name, value)
     raise_noted(array.device)
     return array
-
-
-def empty(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
-    """A new array of the kind and on the device of another."""
-    made = device_array("out", like.maker.empty(shape, dtype, like))
-    return made._replace(stream=like.stream)
 
 
 def address(array: Array | None) -> int:
@@ -89,21 +95,27 @@ def synchronize(ordinal: int) -> None:
 
 
 def compute_weight(weight: Array | None, like: Array, dtype: str) -> Array | None:
-    """Class weights side by side in the dtype that is computed with."""
+    """Weights, side by side if they have one axis, in the dtype that is computed with."""
     if weight is None or (weight.dtype.name == dtype and weight.contiguous):
         return weight
-    (classes,) = weight.shape
-    made = empty(like, (classes,), dtype)
-    _device(like).launch(
-        Sum("weight", dtype == "float64"), -(-classes // plan.SUM_THREADS), 0, like.stream,
-        (weight.address, weight.strides[0], CODES[weight.dtype.name], classes, made.address),
-    )  # fmt: skip
+    if weight.ndim != 1:
+        weight = in_row_order("weight", weight)
+    count, step = (
+        math.prod(weight.shape),
+        weight.strides[0] if weight.ndim == 1 else weight.itemsize,
+    )
+    made = new(like, weight.shape, dtype)
+    if count:
+        _device(like).launch(
+            Sum("weight", dtype == "float64"), -(-count // plan.SUM_THREADS), 0, like.stream,
+            (weight.address, step, CODES[weight.dtype.name], count, made.address),
+        )  # fmt: skip
     return made
 
 
 def scratch(like: Array, rows: int) -> Array:
     """Memory for the divisors and the records of the sums of a call."""
-    return empty(like, (_DIVISORS + 3 * plan.shares(rows)[1],), "float64")
+    return new(like, (_DIVISORS + 3 * plan.shares(rows)[1],), "float64")
 
 
 def weigh_targets(
@@ -149,13 +161,12 @@ def rows(
         packed = block.inner == 1 and all(
             p[0] % 16 == 0 and (p[1] == row or block.rows == 1) for p in where[:2] if p[0]
         )
-        variant, shared = plan.choose(
-            z.dtype.name, task, classes, limits=device.limits, packed=packed,
+        chosen = device.possible(
+            z.dtype.name, task, block.rows, classes, packed=packed,
             side_by_side=classes == 1 or all(p[3] == z.itemsize for p in where[:2] if p[0]),
             spread=soft is not None or spread > 0, soft=soft.dtype.name if soft else "",
             capped=options.softcap is not None,
         )  # fmt: skip
-        per_block = variant.block // variant.threads
         integers = (
             *where[0], *where[1], block.rows, block.inner, classes,
             _row(targets, first), CODES[targets.dtype.name] if targets else 0,
@@ -168,21 +179,76 @@ def rows(
             1.0 - options.label_smoothing, spread, options.z_loss, options.softcap or 1.0,
             nll_scale, z_scale,
         )  # fmt: skip
-        device.launch(variant, -(-block.rows // per_block), shared, z.stream, integers, floats)
+        device.launch(
+            chosen.kernel, chosen.grid, chosen.shared, z.stream, integers, floats, chosen.cluster
+        )
 
 
-def reduce(losses: Array, z_terms: Array | None, divisors: Divisors, memory: Array) -> Any:
-    """The reduced loss, an array without axes of the caller's library."""
+def reduce(
+    losses: Array, z_terms: Array | None, divisors: Divisors, memory: Array, dtype: str
+) -> Any:
+    """The reduced loss, an array without axes of the caller's library.
+
+    `losses` are of its dtype, or float64 sums of them.
+    """
     device, count = _device(losses), math.prod(losses.shape)
     share, parts = plan.shares(count)
-    loss = empty(losses, (), losses.dtype.name)
+    loss = new(losses, (), dtype)
     integers = (
         losses.address, address(z_terms), count, share, parts, memory.address + 8 * _DIVISORS,
         divisors.scales, loss.address,
     )  # fmt: skip
     divide = (divisors.weight, divisors.rows)
-    _sum(device, "losses", losses.itemsize == 8, parts, losses.stream, integers, divide)
-    return loss.owner
+    name = "losses" if losses.dtype.name == dtype else "parts"
+    _sum(device, name, dtype == "float64", parts, losses.stream, integers, divide)
+    return loss.result
+
+
+def elements(
+    task: str, z: Array, labels: Array, *, weight: Factor, positive: Factor, upstream: Factor,
+    out: Array | None, losses: Array | None, dtype: str,
+) -> Array:  # fmt: skip
+    """Launch what computes `task` for every element; sums of parts, unless `losses` are kept."""
+    device = _device(z)
+    arrays = (z, labels, weight.array, positive.array, upstream.array, out, losses)
+    # Axes in the order in which the logits lie; one more, of size one, in the place of classes.
+    axes = sorted(range(z.ndim), key=lambda k: -abs(z.strides[k]))
+    shape = tuple(z.shape[k] for k in axes)
+    present = [a for a in arrays if a is not None]
+    strides = [(*(a.strides[k] for k in axes), 0) for a in present]
+    share = plan.ELEMENT_THREADS * plan.CHUNKS * (16 // z.itemsize)
+    blocks = list(row_blocks(z.ndim, (*shape, 1), strides))
+    sums = new(z, (sum(-(-block.rows // share) for block in blocks),), "float64")
+    part = 0
+    for block in blocks:
+        inner = block.rows if block.inner == 1 else block.inner
+        steps = [(o, o if block.inner == 1 else i) for o, i, _ in block.strides]
+        each = zip(present, block.offsets, steps, strict=True)
+        places = {id(a): (a.address + offset, *step) for a, offset, step in each}
+        where = [places.get(id(a), (0, 0, 0)) for a in arrays]
+
+        def flat(a: Array | None, place: tuple[int, int, int], inner: int = inner) -> bool:
+            return a is None or (
+                place[2] == a.itemsize and place[1] in (place[2], inner * place[2])
+            )
+
+        alike = labels.dtype.name == z.dtype.name
+        vectors = flat(z, where[0]) and flat(labels, where[1]) and flat(out, where[5])
+        aligned = [where[0][0], where[1][0] if alike else 0, where[5][0]]
+        variant = plan.Elements(
+            z.dtype.name, task, labels.dtype.name,
+            vectors=vectors and not any(place % 16 for place in aligned),
+            plain=all(a is None for a in (weight.array, positive.array, upstream.array, losses)),
+        )  # fmt: skip
+        to = 0 if losses else sums.address + 8 * part
+        integers = (*itertools.chain(*where), block.rows, inner, to)
+        grid = -(-block.rows // share)
+        device.launch(
+            variant, grid, plan.SCRATCH, z.stream, integers,
+            (weight.number, positive.number, upstream.number),
+        )  # fmt: skip
+        part += grid
+    return sums
 
 
 def _shape_number(shape: tuple[int, ...]) -> int:
@@ -204,7 +270,7 @@ def _sum(
 
 
 def _device(array: Array) -> Any:
-    return driver.device(array.device)
+    return device(array.device)
 
 
 def _row(array: Array | None, first: int) -> int:

@@ -106,6 +106,15 @@ def labelling(variant: Variant) -> SimpleNamespace:
         return w
 
     @device
+    def labels_from(labels, first):
+        """The labels of a row from a class on."""
+        weight = labels.weight
+        if weight != 0:
+            weight = weight + np.int64(first) * size
+        soft = labels.soft + np.int64(first) * labels.soft_step
+        return Labels(soft, labels.soft_step, weight, labels.kept, labels.spread)
+
+    @device
     def label(labels, j):
         """What the labels lay on class j beside the target."""
         u = real(labels.spread)
@@ -179,4 +188,4 @@ def labelling(variant: Variant) -> SimpleNamespace:
         factor, power = gradient_scale(m, rest, a)
         return Finished(nll, z_term, lse, factor, power, of_labels, at_target)
 
-    return SimpleNamespace(label=label, weigh=weigh, finish_row=finish_row)
+    return SimpleNamespace(labels_from=labels_from, label=label, weigh=weigh, finish_row=finish_row)

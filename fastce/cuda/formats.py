@@ -11,7 +11,7 @@ from fastce.cuda.machine import device
 CODES = {
     "float64": 0, "float32": 1, "float16": 2, "bfloat16": 3,
     "int8": 4, "int16": 5, "int32": 6, "int64": 7,
-    "uint8": 8, "uint16": 9, "uint32": 10, "uint64": 11,
+    "uint8": 8, "uint16": 9, "uint32": 10, "uint64": 11, "bool": 8,
 }  # fmt: skip
 
 
@@ -171,3 +171,11 @@ def number(where, code, like):
     if code == 2:
         return _convert(_f16(np.uint32(_u16(where))), like)
     return _convert(_bf16(np.uint32(_u16(where))), like)
+
+
+@device
+def any_number(where, code, like):
+    """A number of any dtype, in the precision of `like`."""
+    if code >= 4:
+        return _convert(np.float64(integer(where, 0, code)), like)
+    return number(where, code, like)

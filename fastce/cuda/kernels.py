@@ -16,7 +16,7 @@ import numpy as np
 
 from fastce.cpu.jit import cache_directory, load_entry, store_entry
 from fastce.cuda import plan
-from fastce.cuda.plan import Variant
+from fastce.cuda.plan import Elements, Variant
 
 # What turns source into machine code.
 _COMPILERS = ("numba-cuda", "llvmlite", "numpy", "nvidia-nvvm", "nvidia-nvjitlink",
@@ -26,14 +26,14 @@ Capability = tuple[int, int]
 
 
 class Sum(NamedTuple):
-    """A kernel of `sums`: of targets, of losses, or the conversion of weights."""
+    """A kernel of `sums`: of targets, of losses or parts of them, or the conversion of weights."""
 
     name: str
     double: bool
     last: bool = False
 
 
-Kernel = Variant | Sum
+Kernel = Variant | Elements | Sum
 
 
 class Source(NamedTuple):
@@ -56,16 +56,28 @@ class Code(NamedTuple):
 @functools.cache
 def source(kernel: Kernel) -> Source:
     """What a kernel is compiled from."""
-    from fastce.cuda import loops, sums
+    from fastce.cuda import elements, loops, sums
 
     if isinstance(kernel, Variant):
         maker = loops.row_kernel if kernel.regime == "row" else loops.thread_kernel
         return Source(maker(kernel), *loops.SIGNATURE, kernel.block, kernel.blocks)
+    if isinstance(kernel, Elements):
+        return Source(
+            elements.kernel_of(kernel), len(elements.INTEGERS), len(elements.FLOATS),
+            plan.ELEMENT_THREADS, kernel.blocks,
+        )  # fmt: skip
     made = {
-        "targets": sums.targets_kernel, "losses": sums.losses_kernel, "weight": sums.weight_kernel
+        "targets": sums.targets_kernel, "losses": sums.losses_kernel, "parts": sums.parts_kernel,
+        "weight": sums.weight_kernel,
     }[kernel.name](kernel.double, kernel.last, plan.SUM_THREADS)  # fmt: skip
     integers, floats = sums.ARGUMENTS[kernel.name]
     return Source(made, len(integers), len(floats), plan.SUM_THREADS, 1)
+
+
+def exists(kernel: Kernel, capability: Capability) -> bool:
+    """Whether devices of a compute capability can run a kernel."""
+    clustered = isinstance(kernel, Variant) and kernel.clustered
+    return not clustered or plan.most_of_a_cluster(capability) > 1
 
 
 def ptx(kernel: Kernel, capability: Capability) -> str:
@@ -114,7 +126,10 @@ def name_of(kernel: Kernel) -> str:
     """A short name for people."""
     if isinstance(kernel, Sum):
         return kernel.name
-    return "-".join(str(part) for part in (kernel.task, kernel.dtype, kernel.regime) if part)
+    if isinstance(kernel, Elements):
+        return f"binary-{kernel.task}-{kernel.dtype}"
+    regime = "cluster" if kernel.clustered else kernel.regime
+    return "-".join((kernel.task, kernel.dtype, regime))
 
 
 @functools.cache

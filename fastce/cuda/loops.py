@@ -32,6 +32,10 @@ from fastce.cuda.machine import (
     WARP,
     barrier,
     block,
+    cluster,
+    cluster_arrive,
+    cluster_rank,
+    cluster_size,
     copy_async,
     quotient,
     reciprocal,
@@ -39,7 +43,7 @@ from fastce.cuda.machine import (
     wait_for_copies,
 )
 from fastce.cuda.parts import Coefficients, elements, runs
-from fastce.cuda.plan import COEFFICIENTS, TARGET, ZERO, Variant
+from fastce.cuda.plan import TARGET, ZERO, Variant
 from fastce.cuda.rows import cap_slope, capped, gradient_scale, log1p, reference, top_two
 
 _MINUS_INF = np.float32(-np.inf)
@@ -113,7 +117,7 @@ def row_reports(variant: Variant) -> Any:
 
 
 def row_kernel(variant: Variant) -> Any:
-    """One warp or one block per row."""
+    """One warp, one block or one cluster of blocks per row."""
     form, run = FORMATS[variant.dtype], runs(variant)
     place, edge_of, fill = run.place, run.edge_of, run.fill
     statistics, sums_of, write = run.statistics, run.sums_of, run.write
@@ -122,21 +126,30 @@ def row_kernel(variant: Variant) -> Any:
     thread_bits = threads.bit_length() - 1
     size, words, real, word = form.size, form.words, form.compute, form.word
     registers, load = variant.vectors * form.words, form.load
-    several = threads > WARP
+    several, clustered, width = threads > WARP, variant.clustered, 16 // form.size
+    spread_word, hear = run.spread_word, run.hear
     has_target, writes = variant.task in _TARGETED, variant.task in _WRITING
     is_soft, sums_up = bool(variant.soft), variant.spread or variant.task == "stats"
+    labels_from = labelling(variant).labels_from
 
     @machine.device
     def stand(z, z_outer, z_inner, rows, inner, classes):
         """Where this thread stands; a run of the last block without a row has no classes."""
         tid = thread()
-        row = np.int64(block()) * per_block + (tid >> thread_bits)
+        first = np.int32(0)
         count = classes
+        if clustered:
+            row = np.int64(cluster())
+            part = width * quotient(classes + width * cluster_size() - 1, width * cluster_size())
+            first = np.int32(part * cluster_rank())
+            count = max(np.int64(0), min(part, classes - first))
+        else:
+            row = np.int64(block()) * per_block + (tid >> thread_bits)
         if row >= rows:
             count = np.int64(0)
             row = rows - 1
         offset = row_offset(row, inner, z_outer, z_inner)
-        return place(z, row, offset, count, np.int32(tid & (threads - 1)))
+        return place(z, row, offset, first, count, np.int32(tid & (threads - 1)))
 
     def kernel(
         z, z_outer, z_inner, z_class, out, out_outer, out_inner, out_class,
@@ -146,15 +159,18 @@ def row_kernel(variant: Variant) -> Any:
         losses, z_terms, lse_out, entropy_out, predicted,
         keep, spread, z_loss, cap64, nll_scale, z_scale,
     ):  # fmt: skip
+        if clustered:
+            cluster_arrive()
         cap = real(cap64)
         at = stand(z, z_outer, z_inner, rows, inner, classes)
+        leads = not several or (at.lane == 0 and at.first == 0)
         held = cuda.local.array(registers, word)
         spare = cuda.local.array(words, word)
         edge_z = edge_of(at)
         fill(held, at)
         y = IGNORED
         raw_y = real(0)
-        if at.classes > 0 and (not several or at.lane == 0):
+        if at.classes > 0 and leads:
             y = target_class(targets, target_code, at.row, classes, ignore)
             if has_target and y >= 0:
                 raw_y = load(at.address + np.int64(y) * size)
@@ -169,14 +185,14 @@ def row_kernel(variant: Variant) -> Any:
         labels = Labels(h, soft_class, weight, keep, spread)
         sums = Sums(0.0, 0.0, 0.0, np.int64(0))
         if sums_up:
-            sums = sums_of(at, m, cap, labels)
+            sums = sums_of(at, m, cap, classes, labels)
         factor = 0.0
         power = np.int64(0)
         of_labels = 0.0
         at_target = 0.0
         # What belongs to the row takes a hundred float64 operations: one thread of a block does it,
         # and in a single warp all do.
-        if not several or at.lane == 0:
+        if leads:
             if several:
                 y = np.int32(_shared_f64(TARGET))
                 raw_y = real(_shared_f64(TARGET + 8))
@@ -187,21 +203,15 @@ def row_kernel(variant: Variant) -> Any:
                 ), keep, z_loss, cap, losses, z_terms, lse_out, entropy_out, predicted,
             )  # fmt: skip
             if writes and several:
-                _put_f64(COEFFICIENTS, factor)
-                _put_f64(COEFFICIENTS + 8, np.float64(power))
-                _put_f64(COEFFICIENTS + 16, of_labels)
-                _put_f64(COEFFICIENTS + 24, at_target)
+                spread_word(factor, power, of_labels, at_target, y)
         if writes:
             if several:
-                barrier()
-                factor = _shared_f64(COEFFICIENTS)
-                power = np.int64(_shared_f64(COEFFICIENTS + 8))
-                of_labels = _shared_f64(COEFFICIENTS + 16)
-                at_target = _shared_f64(COEFFICIENTS + 24)
-                y = np.int32(_shared_f64(TARGET))
+                factor, power, of_labels, at_target, y = hear()
             row = Coefficients(m, real(factor), real(power), real(of_labels), real(at_target), cap)
             at = stand(z, z_outer, z_inner, rows, inner, classes)
-            to = out + row_offset(at.row, inner, out_outer, out_inner)
+            to = out + row_offset(at.row, inner, out_outer, out_inner) + np.int64(at.first) * size
+            if clustered:
+                labels = labels_from(labels, at.first)
             write(held, spare, at, to, y, row, labels)
 
     return kernel

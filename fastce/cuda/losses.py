@@ -11,6 +11,8 @@ from fastce.cuda.arrays import (
     device_array,
     float_array,
     in_row_order,
+    new,
+    new_like,
     overlap,
     same_memory,
 )
@@ -38,18 +40,6 @@ class Call:
             self.weight = given
         self.targets = in_row_order("targets", labels) if fit.hard else None
         self.soft = None if fit.hard else labels
-
-    def upstream(self, value: Any, reduction: str) -> tuple[float, Array | None]:
-        """The upstream gradient as a number, or an array of one number or one per row."""
-        if value is None:
-            return 1.0, None
-        if not on_device(value):
-            scalar, per_row = arguments.upstream(value, (), reduction)
-            assert per_row is None
-            return scalar, None
-        array = float_array("grad_output", value, self.logits)
-        arguments.check_upstream(array.dtype, array.shape, self.rows, reduction)
-        return 1.0, in_row_order("grad_output", array)
 
     def run(
         self, task: str, results: calls.Results, out: Array | None = None,
@@ -85,21 +75,36 @@ class Call:
         upstream: tuple[float, Array | None] = (1.0, None),
     ) -> Any:  # fmt: skip
         """The reduced loss or the array of losses, and the gradient in `out`."""
-        losses = calls.empty(self.logits, self.rows, self.dtype)
+        losses = new(self.logits, self.rows, self.dtype)
         reduced = self.options.reduction != "none"
         z_terms = losses if reduced and self.options.z_loss else None
         if z_terms is not None:
-            z_terms = calls.empty(self.logits, self.rows, self.dtype)
+            z_terms = new(self.logits, self.rows, self.dtype)
         divisors, memory = self.run(task, calls.Results(losses, z_terms), out, upstream)
         if not reduced:
-            return losses.owner
-        return calls.reduce(losses, z_terms, divisors, memory)
+            return losses.result
+        return calls.reduce(losses, z_terms, divisors, memory, self.dtype)
+
+
+def upstream(
+    value: Any, logits: Array, rows: tuple[int, ...], reduction: str
+) -> tuple[float, Array | None]:
+    """The upstream gradient as a number, or an array of one number or one per row."""
+    if value is None:
+        return 1.0, None
+    if not on_device(value):
+        scalar, per_row = arguments.upstream(value, (), reduction)
+        assert per_row is None
+        return scalar, None
+    array = float_array("grad_output", value, logits)
+    arguments.check_upstream(array.dtype, array.shape, rows, reduction)
+    return 1.0, in_row_order("grad_output", array)
 
 
 def output(out: Any, logits: Array, name: str = "logits", **read: Array | None) -> Array:
     """Where a result shaped and typed like the logits goes: `out` if it fits, or a new array."""
     if out is None:
-        return device_array("out", logits.maker.empty_like(logits), logits)
+        return new_like(logits)
     array = device_array("out", out, logits)
     arguments.check_output(array, logits, name, not array.read_only, array.contiguous)
     same = same_memory(array, logits)
@@ -199,12 +204,12 @@ def cross_entropy_and_grad(
         ignore_index, label_smoothing, z_loss, softcap, reduction, normalizer
     )
     call = Call(logits, targets, axis, weight, options)
-    upstream = call.upstream(grad_output, reduction)
+    factor = upstream(grad_output, call.logits, call.rows, reduction)
     grad = output(
         out, call.logits, targets=call.targets or call.soft, weight=call.weight,
-        grad_output=upstream[1],
+        grad_output=factor[1],
     )  # fmt: skip
-    return call.loss("gradient", grad, upstream), grad.owner if out is None else out
+    return call.loss("gradient", grad, factor), grad.result if out is None else out
 
 
 def cross_entropy_stats(
@@ -230,8 +235,8 @@ def cross_entropy_stats(
     options = arguments.options(ignore_index, 0.0, 0.0, None, "none", None)
     call = Call(logits, targets, axis, weight, options)
     names = {"losses": call.dtype, "lse": call.dtype, "entropy": call.dtype, "predicted": "int64"}
-    made = {name: calls.empty(call.logits, call.rows, dtype) for name, dtype in names.items()}
-    total = calls.empty(call.logits, (), "float64")
+    made = {name: new(call.logits, call.rows, dtype) for name, dtype in names.items()}
+    total = new(call.logits, (), "float64")
     call.run("stats", calls.Results(**made), total=total)
-    loss, lse, entropy, predicted = (array.owner for array in made.values())
-    return CrossEntropyStats(loss, lse, entropy, predicted, total.owner)
+    loss, lse, entropy, predicted = (array.result for array in made.values())
+    return CrossEntropyStats(loss, lse, entropy, predicted, total.result)

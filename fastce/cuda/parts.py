@@ -17,16 +17,8 @@ import numpy as np
 from fastce.cuda import machine
 from fastce.cuda.finish import IGNORED, Sums, labelling
 from fastce.cuda.formats import FORMATS
-from fastce.cuda.machine import (
-    WARP,
-    barrier,
-    convert,
-    copy_async,
-    exchange,
-    exclusive_or,
-    wait_for_copies,
-)
-from fastce.cuda.plan import COEFFICIENTS, EXCHANGED, SCRATCH, ZERO, Variant
+from fastce.cuda.machine import WARP, copy_async, exclusive_or, wait_for_copies
+from fastce.cuda.plan import SCRATCH, ZERO, Variant
 from fastce.cuda.rows import (
     accumulate,
     cap_slope,
@@ -38,16 +30,10 @@ from fastce.cuda.rows import (
     term,
     top_two,
 )
-
-__all__ = ["COEFFICIENTS", "Place", "elements", "runs"]
+from fastce.cuda.sharing import sharing
 
 _MINUS_INF, _ZERO = np.float32(-np.inf), np.float32(0.0)
-# Numbers of threads and of classes in a vector are powers of two: shifts and masks, as the compiler
-# does not know that a dividend is never negative.
-WARP_BITS = WARP.bit_length() - 1
-_shared_f64, _put_f64 = machine.shared_load["f64"], machine.shared_store["f64"]
 _shared_u32 = machine.shared_load["u32"]
-_shared_i64, _put_i64 = machine.shared_load["i64"], machine.shared_store["i64"]
 
 
 class Place(NamedTuple):
@@ -56,6 +42,7 @@ class Place(NamedTuple):
     lane: Any
     row: Any
     address: Any
+    first: Any  # class of the row at the address
     classes: Any
     head: Any  # classes before the body
     body: Any  # vectors
@@ -71,81 +58,6 @@ class Coefficients(NamedTuple):
     of_labels: float
     at_target: float
     cap: float
-
-
-def sharing(threads: int) -> SimpleNamespace:
-    """Reductions over the `threads` of a run: of the two largest, of exact sums, of float64.
-
-    Several warps meet in shared memory; their number is a power of two, at most `WARP`.  All
-    threads learn the two largest; of sums over several warps only the first thread does.
-    """
-    several, warps = threads > WARP, max(1, threads // WARP)
-    steps = tuple(2**k for k in range(10) if 2**k < min(WARP, threads))
-    warp_steps = tuple(2**k for k in range(10) if 2**k < warps)
-
-    @machine.device
-    def top(lane, m, second):
-        for step in steps:
-            m, second = merge_top_two(m, second, exchange(m, step), exchange(second, step))
-        if several:
-            if lane & (WARP - 1) == 0:
-                _put_f64(16 * (lane >> WARP_BITS), np.float64(m))
-                _put_f64(16 * (lane >> WARP_BITS) + 8, np.float64(second))
-            barrier()
-            m = convert(_shared_f64(16 * (lane & (warps - 1))), m)
-            second = convert(_shared_f64(16 * (lane & (warps - 1)) + 8), m)
-            for step in warp_steps:
-                m, second = merge_top_two(m, second, exchange(m, step), exchange(second, step))
-        return m, second
-
-    @machine.device
-    def exact(lane, high, low):
-        for step in steps:
-            high = high + exchange(high, step)
-            low = low + exchange(low, step)
-        if several:
-            if lane & (WARP - 1) == 0:
-                _put_i64(EXCHANGED + 16 * (lane >> WARP_BITS), high)
-                _put_i64(EXCHANGED + 16 * (lane >> WARP_BITS) + 8, low)
-            barrier()
-            if lane == 0:
-                for warp in range(1, warps):
-                    high = high + _shared_i64(EXCHANGED + 16 * warp)
-                    low = low + _shared_i64(EXCHANGED + 16 * warp + 8)
-        return high, low
-
-    @machine.device
-    def total(lane, x, y):
-        for step in steps:
-            x = x + exchange(x, step)
-            y = y + exchange(y, step)
-        if several:
-            barrier()
-            if lane & (WARP - 1) == 0:
-                _put_f64(2 * EXCHANGED + 16 * (lane >> WARP_BITS), x)
-                _put_f64(2 * EXCHANGED + 16 * (lane >> WARP_BITS) + 8, y)
-            barrier()
-            if lane == 0:
-                for warp in range(1, warps):
-                    x = x + _shared_f64(2 * EXCHANGED + 16 * warp)
-                    y = y + _shared_f64(2 * EXCHANGED + 16 * warp + 8)
-        return x, y
-
-    @machine.device
-    def least(lane, found):
-        for step in steps:
-            found = min(found, exchange(found, step))
-        if several:
-            barrier()
-            if lane & (WARP - 1) == 0:
-                _put_i64(8 * (lane >> WARP_BITS), found)
-            barrier()
-            if lane == 0:
-                for warp in range(1, warps):
-                    found = min(found, _shared_i64(8 * warp))
-        return found
-
-    return SimpleNamespace(top=top, exact=exact, total=total, least=least)
 
 
 def elements(variant: Variant) -> SimpleNamespace:
@@ -222,7 +134,7 @@ def elements(variant: Variant) -> SimpleNamespace:
 def runs(variant: Variant) -> SimpleNamespace:
     """Load, statistics and writing of a run of side-by-side classes."""
     form = FORMATS[variant.dtype]
-    share, element = sharing(variant.threads), elements(variant)
+    share, element = sharing(variant.threads, variant.clustered), elements(variant)
     top, exact, total, least = share.top, share.exact, share.total, share.least
     see, seen, rest_of = element.see, element.seen, element.rest
     add_one, add_word = element.add_one, element.add_word
@@ -245,9 +157,12 @@ def runs(variant: Variant) -> SimpleNamespace:
     is_capped, is_spread, is_stats = variant.capped, variant.spread, variant.task == "stats"
 
     @machine.device
-    def place(z, row, offset, count, lane):
-        """Divide a run of `count` classes, `offset` bytes from z, into head, body and edges."""
-        address = z + offset
+    def place(z, row, offset, first, count, lane):
+        """Divide a run of `count` classes, the first of a row `offset` bytes from z.
+
+        It has a head, a body and edges.
+        """
+        address = z + offset + np.int64(first) * size
         head = np.int32(min(np.int32(count), np.int32((-address) & 15) >> size_bits))
         body = np.int32((count - head) >> width_bits)
         tail = np.int32(head + body * width)
@@ -256,7 +171,7 @@ def runs(variant: Variant) -> SimpleNamespace:
             edge = lane
         elif lane >= width and lane - width < count - tail:
             edge = np.int32(tail + (lane - width))
-        return Place(lane, row, address, np.int32(count), head, body, edge)
+        return Place(lane, row, address, first, np.int32(count), head, body, edge)
 
     @machine.device
     def edge_of(at):
@@ -322,14 +237,14 @@ def runs(variant: Variant) -> SimpleNamespace:
         return m, rest_of(m, ref, all_high, all_low)
 
     @machine.device
-    def sums_of(at, m, cap, labels):
+    def sums_of(at, m, cap, classes, labels):
         """`Sums` of a run, taken in class order; for this the run is read again, from the cache."""
-        sums = Sums(0.0, 0.0, 0.0, np.int64(at.classes))
+        sums = Sums(0.0, 0.0, 0.0, classes)
         for j in range(at.lane, at.classes, threads):
             x = load(at.address + np.int64(j) * size)
             if is_capped:
                 x = capped(x, cap)
-            sums = weigh(sums, labels, j, x, m)
+            sums = weigh(sums, labels, at.first + j, x, m)
         gap = sums.gap
         mass = sums.mass
         surprise = sums.surprise
@@ -352,7 +267,7 @@ def runs(variant: Variant) -> SimpleNamespace:
                     store(to + k * per_word * size + size, second_of(packed[k]))
 
     @machine.device
-    def write_body(held, where, i, spare, at, to, aligned, y, row, labels):
+    def write_body(held, where, i, spare, at, to, aligned, y, own, row, labels):
         """Turn vector i, at `where` in `held`, into results; the target's component is its own."""
         j = np.int32(at.head + i * width)
         for k in range(words):
@@ -361,13 +276,19 @@ def runs(variant: Variant) -> SimpleNamespace:
                 spare[k] = word_type(0)
         start = to + np.int64(j) * size
         write_vector(spare, start, aligned)
-        if j <= y and y < j + width:
-            store(to + np.int64(y) * size, row.at_target)
+        if j <= own and own < j + width:
+            store(to + np.int64(own) * size, row.at_target)
 
     @machine.device
     def write(held, spare, at, to, y, row, labels):
-        """Write the results of a run; the thread that holds the target corrects its component."""
+        """Write the results of a run; the thread that holds the target corrects its component.
+
+        `to` and `labels` begin where the run does.
+        """
         edge_z = edge_of(at)  # again, rather than in a register all the while
+        own = y  # the place of the target in this run, if it is there
+        if y >= 0:
+            own = np.int32(y - at.first)
         aligned = ((to ^ at.address) & 15) == 0
         if two and several:
             # Otherwise the compiler keeps the halves, unpacked for the sums, until now, and for
@@ -378,19 +299,20 @@ def runs(variant: Variant) -> SimpleNamespace:
         for v in range(vectors):
             i = np.int32(at.lane + v * threads)
             if i < at.body:
-                write_body(held, v * words, i, spare, at, to, aligned, y, row, labels)
+                write_body(held, v * words, i, spare, at, to, aligned, y, own, row, labels)
         if beyond:
             for i in range(at.lane + vectors * threads, at.body, threads):
                 fetch(spare, at, i)
-                write_body(spare, 0, np.int32(i), spare, at, to, aligned, y, row, labels)
+                write_body(spare, 0, np.int32(i), spare, at, to, aligned, y, own, row, labels)
         if at.edge >= 0:
             g = result(edge_z, at.edge, row, labels)
-            if at.edge == y:
+            if at.edge == own:
                 g = row.at_target
             if y == IGNORED:
                 g = real(_ZERO)
             store(to + np.int64(at.edge) * size, g)
 
     return SimpleNamespace(
-        place=place, edge_of=edge_of, fill=fill, statistics=statistics, sums_of=sums_of, write=write
-    )
+        place=place, edge_of=edge_of, fill=fill, statistics=statistics, sums_of=sums_of,
+        write=write, spread_word=share.spread_word, hear=share.hear,
+    )  # fmt: skip

@@ -28,6 +28,10 @@ _KINDS = {
     "i64": np.int64,
     "u8": np.uint8,
 }
+# Of the launch: threads of a block, blocks of a cluster, bytes of shared memory of a block.  The
+# blocks of a cluster are one of the simulator's blocks, which it runs one after the other.
+launched = [1, 1, 0]
+_blocks: dict[tuple[int, int], Any] = {}
 _warps: dict[tuple[int, int], Any] = {}
 _warps_lock = threading.Lock()
 
@@ -43,7 +47,7 @@ def device(function):
 
 def thread():
     np.seterr(all="ignore")  # of this thread: a GPU has no warnings either
-    return np.int32(_me().threadIdx.x)
+    return np.int32(_me().threadIdx.x % launched[0])
 
 
 def block():
@@ -51,6 +55,32 @@ def block():
 
 
 def barrier():
+    if launched[1] == 1:
+        _get_kernel_context().syncthreads()
+        return
+    with _warps_lock:
+        met = _blocks.setdefault(
+            (id(_me()._manager), cluster_rank()), threading.Barrier(launched[0])
+        )
+    met.wait(timeout=_PATIENCE)
+
+
+cluster = block
+
+
+def cluster_size():
+    return np.int32(launched[1])
+
+
+def cluster_rank():
+    return np.int32(_me().threadIdx.x // launched[0])
+
+
+def cluster_arrive():
+    pass
+
+
+def cluster_wait():
     _get_kernel_context().syncthreads()
 
 
@@ -66,8 +96,9 @@ def _bytes(address, size, aligned):
     return (ctypes.c_byte * size).from_address(int(address))
 
 
-def _shared_bytes(offset, size, aligned):
-    region = _get_kernel_context().shared._dynshared
+def _shared_bytes(offset, size, aligned, rank=None):
+    first = launched[2] * (cluster_rank() if rank is None else int(rank))
+    region = _get_kernel_context().shared._dynshared[first : first + launched[2]]
     assert offset % aligned == 0, f"offset {offset} is not a multiple of {aligned}"
     assert 0 <= offset <= region.size - size, f"{size} bytes at {offset} of {region.size} shared"
     return region[offset : offset + size]
@@ -104,6 +135,19 @@ load = {kind: _accessors(kind, _bytes)[0] for kind in _KINDS}
 store = {kind: _accessors(kind, _bytes)[1] for kind in _KINDS}
 shared_load = {kind: _accessors(kind, _shared_bytes)[0] for kind in _KINDS}
 shared_store = {kind: _accessors(kind, _shared_bytes)[1] for kind in _KINDS}
+
+
+def _remote_store(kind):
+    dtype = np.dtype(_KINDS[kind])
+
+    def store(offset, rank, value):
+        assert 0 <= rank < launched[1], f"block {rank} of {launched[1]}"
+        np.frombuffer(_shared_bytes(offset, 8, 8, rank), dtype)[0] = value
+
+    return store
+
+
+remote_store = {kind: _remote_store(kind) for kind in ("f64", "i64")}
 _WORDS = ("f32", "f64", "u32")
 load_vector = {kind: _vector_accessors(kind, _bytes)[0] for kind in _WORDS}
 store_vector = {kind: _vector_accessors(kind, _bytes)[1] for kind in _WORDS}
@@ -121,8 +165,10 @@ def wait_for_copies():
 
 class _Warp:
     def __init__(self):
-        self.values = [None] * WARP
-        self.barrier = threading.Barrier(WARP)
+        # Two in turn: nobody overwrites what another has yet to read, or waits for it to leave.
+        self.values = [None] * WARP, [None] * WARP
+        self.barriers = threading.Barrier(WARP), threading.Barrier(WARP)
+        self.turn = [0] * WARP
 
 
 def exchange(value, distance):
@@ -131,16 +177,17 @@ def exchange(value, distance):
     with _warps_lock:
         warp = _warps.setdefault((id(me._manager), me.thread_id // WARP), _Warp())
     lane = me.thread_id % WARP
-    warp.values[lane] = value
-    warp.barrier.wait(timeout=_PATIENCE)
-    other = warp.values[lane ^ distance]
-    warp.barrier.wait(timeout=_PATIENCE)
-    return other
+    turn = warp.turn[lane]
+    warp.turn[lane] ^= 1
+    warp.values[turn][lane] = value
+    warp.barriers[turn].wait(timeout=_PATIENCE)
+    return warp.values[turn][lane ^ distance]
 
 
 def forget_warps():
     """Drop the warps of finished blocks."""
     _warps.clear()
+    _blocks.clear()
 
 
 def maximum(a, b):
@@ -178,6 +225,14 @@ def as_bits(x):
 
 def from_bits(bits):
     return np.int64(bits).view(np.float64)
+
+
+def fma(a, b, c):
+    return np.float32(np.float64(a) * np.float64(b) + np.float64(c))
+
+
+def power_of_two(k):
+    return np.ldexp(np.float32(1), int(k)) if k > -127 else np.float32(0)
 
 
 def quotient(a, b):

@@ -4,6 +4,7 @@ from typing import Any
 
 from fastce import _arguments as arguments
 from fastce.cuda import calls
+from fastce.cuda.arrays import new
 from fastce.cuda.losses import output
 
 
@@ -33,9 +34,9 @@ def logsumexp(x: Any, *, axis: Any = -1, keepdims: bool = False) -> Any:
     axis = arguments.class_axis("x", array.shape, axis)
     kept = (1,) if keepdims else ()
     shape = array.shape[:axis] + kept + array.shape[axis + 1 :]
-    made = calls.empty(array, shape, arguments.compute_dtype(array.dtype).__name__)
+    made = new(array, shape, arguments.compute_dtype(array.dtype).__name__)
     calls.rows("logsumexp", axis, array, results=calls.Results(lse=made))
-    return made.owner
+    return made.result
 
 
 def softmax(x: Any, *, axis: int = -1, out: Any = None) -> Any:
@@ -89,4 +90,4 @@ def _softmax(task: str, x: Any, axis: int, out: Any) -> Any:
     axis = arguments.class_axis("x", array.shape, axis)
     made = output(out, array, "x")
     calls.rows(task, axis, array, out=made)
-    return made.owner if out is None else out
+    return made.result if out is None else out

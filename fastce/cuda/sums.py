@@ -10,7 +10,7 @@ import numpy as np
 
 from fastce.cuda import machine
 from fastce.cuda.finish import BAD, SOFT, target_class
-from fastce.cuda.formats import integer, number
+from fastce.cuda.formats import any_number, integer
 from fastce.cuda.machine import barrier, block, thread
 
 RECORD = 24  # bytes that a part leaves: two sums, and the first row with a bad target
@@ -25,6 +25,10 @@ ARGUMENTS = {
     "losses": (
         ("losses", "z_terms", "rows", "share", "parts", "records", "scales", "loss"),
         ("weight", "count"),  # what to divide by, unless `scales` say
+    ),
+    "parts": (
+        ("sums", "z_terms", "parts", "share", "parts_of_parts", "records", "scales", "loss"),
+        ("weight", "count"),
     ),
     "weight": (("source", "step", "code", "count", "weight"), ()),
 }  # fmt: skip
@@ -144,12 +148,11 @@ def targets_kernel(double: bool, last: bool, threads: int) -> Any:
     return kernel
 
 
-def losses_kernel(double: bool, last: bool, threads: int) -> Any:
-    """The reduced loss, from losses and z-loss terms of rows."""
+def losses_kernel(double: bool, last: bool, threads: int, wide: bool = False) -> Any:
+    """The reduced loss, from losses and z-loss terms of rows; float64 ones if `wide`."""
     total, total_of_records = _block_sum(threads)
-    load, store, real, size = (
-        (_load_f64, _store_f64, np.float64, 8) if double else (_load_f32, _store_f32, np.float32, 4)
-    )
+    load, size = (_load_f64, 8) if double or wide else (_load_f32, 4)
+    store, real = (_store_f64, np.float64) if double else (_store_f32, np.float32)
 
     def kernel(losses, z_terms, rows, share, parts, records, scales, loss, weight, count):
         part = np.int64(block())
@@ -179,6 +182,11 @@ def losses_kernel(double: bool, last: bool, threads: int) -> Any:
     return kernel
 
 
+def parts_kernel(double: bool, last: bool, threads: int) -> Any:
+    """The reduced loss, from float64 sums of parts."""
+    return losses_kernel(double, last, threads, wide=True)
+
+
 def weight_kernel(double: bool, last: bool, threads: int) -> Any:
     """Class weights of any dtype and stride in the dtype that is computed with."""
     store, real, size = (_store_f64, np.float64, 8) if double else (_store_f32, np.float32, 4)
@@ -186,6 +194,6 @@ def weight_kernel(double: bool, last: bool, threads: int) -> Any:
     def kernel(source, step, code, count, weight):
         j = np.int64(block()) * threads + np.int64(thread())
         if j < count:
-            store(weight + j * size, real(number(source + j * step, code, 1.0)))
+            store(weight + j * size, real(any_number(source + j * step, code, 1.0)))
 
     return kernel
