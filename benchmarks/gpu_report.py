@@ -271,20 +271,15 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path(), metavar="FOLDER")
     parser.add_argument("--no-tests", action="store_true", help="measure only")
     options = parser.parse_args()
+    if "torch" not in globals():
+        parser.error("PyTorch is not installed")
+    options.output.mkdir(parents=True, exist_ok=True)
     device = "cpu" if options.dry_run else "cuda"
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device; --dry-run needs none")
     if device == "cuda" and not options.no_tests:
-        tests = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-o",
-            "addopts=",
-            "tests/test_cuda_device.py",
-            "tests/test_cuda_binary.py",
-        ]
+        files = ("tests/test_cuda_device.py", "tests/test_cuda_binary.py")
+        tests = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", *files]
         if status := subprocess.run(tests, check=False).returncode:
             return status
     lines = report(options.output, device, 3 if options.dry_run else REPETITIONS)
