@@ -20,7 +20,6 @@ from dask.delayed import delayed
 from fastce import _arguments as arguments
 from fastce import shards
 from fastce._arguments import Reduction
-from fastce.losses import inverse
 
 # Results that one task merges: a tree of few levels, and little to hold at a time.
 BRANCHES = 8
@@ -295,8 +294,7 @@ def _grad(
     z: Any, y: Any, total: shards.Partial, sums: shards.Sums, options: arguments.Options,
     scalar: float, **given: Any,
 ) -> Any:  # fmt: skip
-    weights, count = sums.divisors(options)
+    factor, z_loss = sums.scales(options)
     return shards.grad(
-        z, y, total, z_loss=options.z_loss * weights * inverse(count), reduction="sum",
-        grad_output=scalar * inverse(weights), **given,
-    )  # fmt: skip
+        z, y, total, z_loss=z_loss, reduction="sum", grad_output=scalar * factor, **given
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 500
@@ -27,3 +27,12 @@ def test_on_1_2_and_4_ranks():
         raise
     assert process.returncode == 0, output
     assert all(f"{size} ranks: all well" in output for size in (1, 2, 4))
+
+
+def test_a_group_for_devices_alone(monkeypatch):
+    """What is exchanged is on the CPU, and nobody waits to find that out."""
+    from fastce.torch.distributed import data_parallel_cross_entropy
+
+    monkeypatch.setattr(torch.distributed, "get_backend_config", lambda group: "cuda:nccl")
+    with pytest.raises(ValueError, match=r"group: .*cpu:gloo,cuda:nccl.*, got cuda:nccl"):
+        data_parallel_cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]))

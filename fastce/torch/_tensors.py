@@ -95,6 +95,12 @@ def upstream(grad_output: torch.Tensor) -> float | AnyArray:
     return array(grad_output) if grad_output.ndim else grad_output.item()
 
 
+def refuse_gradient(name: str, asked: bool) -> None:
+    """Fail where the gradient of an argument is asked for that nobody computes."""
+    if asked:
+        raise ValueError(f"{name}: expected a tensor that requires no gradient, got one that does")
+
+
 def eager(*tensors: torch.Tensor | None) -> bool:
     """Whether nobody but autograd looks on: no compiler, tracer, transform, mode or subclass.
 

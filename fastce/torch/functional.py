@@ -8,7 +8,7 @@ from fastce.torch import _head, _logits
 from fastce.torch import _vmap as _vmap  # registers its rules
 from fastce.torch._eager import CrossEntropy, InPlace
 from fastce.torch._head import LinearCrossEntropy
-from fastce.torch._tensors import Options, eager
+from fastce.torch._tensors import Options, eager, refuse_gradient
 
 
 def cross_entropy(
@@ -213,21 +213,10 @@ def linear_cross_entropy(
         -100 if ignore_index is None else ignore_index,
         label_smoothing, z_loss, softcap, reduction, normalizer,
     )  # fmt: skip
-    rows = input.shape[:-1]
-    x = input if input.ndim == 2 else input.reshape(-1, input.shape[-1])
-    if target.shape == rows:
-        labels = target.reshape(-1)
-    elif target.shape == (*rows, len(linear_weight)):
-        labels = target.reshape(-1, len(linear_weight))
-    else:
-        raise ValueError(
-            f"target: expected shape {(*rows,)} or {(*rows, len(linear_weight))} for input of "
-            f"shape {(*input.shape,)}, got {(*target.shape,)}"
-        )
+    rows, x, labels = _head.flattened(input, linear_weight, target)
     arguments = x, linear_weight, labels, linear_bias, weight
     differentiated = _differentiated(weight, *(t for t in arguments[:4] if t is not None))
-    if differentiated and target.requires_grad:
-        raise ValueError("target: expected a tensor that requires no gradient, got one that does")
+    refuse_gradient("target", differentiated and target.requires_grad)
     if not eager(*arguments):
         loss = _head.linear_cross_entropy(*arguments, *options)
     elif not differentiated:
@@ -243,8 +232,7 @@ def _differentiated(weight: Tensor | None, *tensors: Tensor) -> bool:
     """Whether gradients are asked for; that of class weights nobody computes."""
     if not torch.is_grad_enabled():
         return False
-    if weight is not None and weight.requires_grad:
-        raise ValueError("weight: expected a tensor that requires no gradient, got one that does")
+    refuse_gradient("weight", weight is not None and weight.requires_grad)
     return any(tensor.requires_grad for tensor in tensors)
 
 
