@@ -14,9 +14,10 @@ ROOT = Path(__file__).parents[1]
 SECONDS = 500
 
 
-def test_on_1_2_and_4_ranks():
+@pytest.mark.parametrize("program", ["distributed", "dtensor"])
+def test_on_1_2_and_4_ranks(program):
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.torch_distributed_program", "1", "2", "4"],
+        [sys.executable, "-m", f"tests.torch_{program}_program", "1", "2", "4"],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip

@@ -1,18 +1,12 @@
 """What test_torch_distributed runs: ranks that check their results against one process's."""
 
 import contextlib
-import multiprocessing
-import sys
-import tempfile
-from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
 
-import fastce
 import fastce.torch as ft
 from fastce import _linear_slice
 from fastce.torch.distributed import (
@@ -20,6 +14,7 @@ from fastce.torch.distributed import (
     vocabulary_parallel_cross_entropy,
     vocabulary_parallel_linear_cross_entropy,
 )
+from tests.torch_ranks import run_on_ranks
 
 ROWS, CLASSES = 37, 23
 WEIGHT = torch.rand(CLASSES, generator=torch.Generator().manual_seed(2))
@@ -271,32 +266,14 @@ def errors_are_everyones():
             torch.autograd.grad(differentiable, [logits, x], create_graph=True, allow_unused=True)
 
 
-def rank(number, size, file):
-    torch.set_num_threads(1)
-    fastce.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{file}", rank=number, world_size=size,
-        timeout=timedelta(seconds=240),
-    )  # fmt: skip
+def program():
     for dtype in (torch.float32, torch.bfloat16):
         classes_divided(dtype)
         rows_divided(dtype)
         linear_layer_divided(dtype)
     what_is_exchanged()
     errors_are_everyones()
-    dist.destroy_process_group()
-
-
-def main():
-    # Ranks are forked from a process that has imported everything and started no thread.
-    multiprocessing.set_forkserver_preload(["tests.torch_distributed_program"])
-    for size in map(int, sys.argv[1:]):
-        with tempfile.TemporaryDirectory() as folder:
-            torch.multiprocessing.start_processes(
-                rank, (size, Path(folder) / "store"), size, start_method="forkserver"
-            )
-        print(f"{size} ranks: all well")
 
 
 if __name__ == "__main__":
-    main()
+    run_on_ranks("tests.torch_distributed_program")

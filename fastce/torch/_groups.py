@@ -16,7 +16,7 @@ class Axis(NamedTuple):
     divides: Literal["classes", "rows"] | None
 
 
-# Kinds that are made of a message; others are raised as a RuntimeError where they were not found.
+# Others, which may not be made of a message, are a RuntimeError on the other ranks.
 _MADE_OF_A_MESSAGE = (TypeError, ValueError, IndexError, NotImplementedError, MemoryError)
 
 
@@ -39,10 +39,11 @@ def agree(axes: tuple[Axis, ...], error: Exception | None, what: Any, rows: Any 
 
 def _as_told(error: Exception) -> Exception:
     """The error as other ranks raise it."""
-    rank, kind = dist.get_rank(), type(error)
-    if kind in _MADE_OF_A_MESSAGE:
-        return kind(f"rank {rank}: {error}")
-    return RuntimeError(f"rank {rank}: {kind.__name__}: {error}")
+    rank = dist.get_rank()
+    for kind in _MADE_OF_A_MESSAGE:
+        if isinstance(error, kind):
+            return kind(f"rank {rank}: {error}")
+    return RuntimeError(f"rank {rank}: {type(error).__name__}: {error}")
 
 
 def _first_error(group: Any, found: Exception | None, what: Any) -> Exception | None:

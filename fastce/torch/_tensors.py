@@ -1,5 +1,6 @@
 """Tensors as the arrays that the kernels take: the same memory, seen from the other side."""
 
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -93,6 +94,12 @@ def loss_tensor(loss: np.floating | AnyArray, dtype: torch.dtype) -> torch.Tenso
 def upstream(grad_output: torch.Tensor) -> float | AnyArray:
     """An upstream gradient as the kernels take it."""
     return array(grad_output) if grad_output.ndim else grad_output.item()
+
+
+def is_dtensor(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a DTensor, of a module that is not imported to find that out."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def refuse_gradient(name: str, asked: bool) -> None:

@@ -8,7 +8,7 @@ from fastce.torch import _head, _logits
 from fastce.torch import _vmap as _vmap  # registers its rules
 from fastce.torch._eager import CrossEntropy, InPlace
 from fastce.torch._head import LinearCrossEntropy
-from fastce.torch._tensors import Options, eager, refuse_gradient
+from fastce.torch._tensors import Options, eager, is_dtensor, refuse_gradient
 
 
 def cross_entropy(
@@ -39,7 +39,8 @@ def cross_entropy(
     Parameters
     ----------
     input : torch.Tensor of float64, float32, float16 or bfloat16
-        Logits, of any strides, on the CPU: (C,), (N, C) or (N, C, d1, ...).
+        Logits, of any strides, on the CPU: (C,), (N, C) or (N, C, d1, ...). A DTensor may have its
+        classes and rows divided; see docs/torch.md.
     target : torch.Tensor
         Classes, integers of any dtype shaped like `input` without the class axis; or probabilities,
         floats shaped like `input`, which may require a gradient.
@@ -114,8 +115,14 @@ def cross_entropy(
     if input.ndim == 1 and axis == 1:
         axis = 0
     arguments = input, target, weight, axis
+    watched = not eager(input, target, weight)
+    if watched and is_dtensor(input):
+        from fastce.torch import _dtensor
+
+        _check_in_place(in_place, None)
+        return _as_asked(_dtensor.cross_entropy(*arguments, options), input, dtype)
     differentiated = _differentiated(weight, input, target)
-    if not eager(input, target, weight) or (differentiated and target.requires_grad):
+    if watched or (differentiated and target.requires_grad):
         _check_in_place(in_place, None)
         loss = _logits.cross_entropy(*arguments, *options)
     elif not differentiated:
