@@ -34,15 +34,19 @@ class Elsewhere:
 
 
 @needs_numba_cuda
-def test_contract_in_the_simulator():
-    path = Path(__file__).with_name("test_cuda_device.py")
+@pytest.mark.parametrize(
+    "name, for_a_real_device", [("test_cuda_device", 1), ("test_torch_cuda_device", 0)]
+)
+def test_in_the_simulator(name, for_a_real_device):
+    path = Path(__file__).with_name(f"{name}.py")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", path],
         env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}, cwd=path.parents[1], text=True,
         capture_output=True, timeout=3000,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2000:]
-    assert "1 skipped" in done.stdout.splitlines()[-1]  # what needs a real device
+    skipped = re.findall(r"(\d+) skipped", done.stdout.splitlines()[-1])
+    assert sum(map(int, skipped)) == for_a_real_device
 
 
 def test_only_arrays_on_a_device_go_there():

@@ -158,13 +158,20 @@ def _no_second_derivatives(ctx: Any, *grad_outputs: Any) -> None:
     )
 
 
+def _no_forward_mode(ctx: Any, *tangents: Any) -> None:
+    raise NotImplementedError(
+        "forward-mode derivatives: expected cross_entropy(F.linear(input, linear_weight), target), "
+        "got linear_cross_entropy"
+    )
+
+
 def _keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     pass
 
 
-linear_cross_entropy = differentiable(_linear_cross_entropy, _keep, _backward)
+linear_cross_entropy = differentiable(_linear_cross_entropy, _keep, _backward, _no_forward_mode)
 linear_cross_entropy_grad = differentiable(
-    _linear_cross_entropy_grad, _keep_nothing, _no_second_derivatives
+    _linear_cross_entropy_grad, _keep_nothing, _no_second_derivatives, _no_forward_mode
 )
 
 

@@ -1,7 +1,8 @@
 """Tensors as the arrays that the kernels take: the same memory, seen from the other side."""
 
 import sys
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,13 +36,11 @@ class Options(NamedTuple):
 
 
 def array(tensor: torch.Tensor) -> AnyArray:
-    """The memory of a tensor as a NumPy array.
-
-    Every computation passes here: this is the place to tell devices apart.
-    """
+    """The memory of a tensor on the CPU as a NumPy array."""
     if not tensor.is_cpu:
         raise NotImplementedError(
-            f"expected tensors on the CPU, got one on {tensor.device}: there is no fastce.cuda"
+            f"expected tensors on the CPU, got one on {tensor.device}; what is computed on CUDA "
+            "devices is cross_entropy of logits that are there, and its first derivative"
         )
     if tensor.dtype is torch.bfloat16:
         bits: AnyArray = tensor.detach().view(torch.int16).numpy()
@@ -50,14 +49,22 @@ def array(tensor: torch.Tensor) -> AnyArray:
     return numbers
 
 
+def kernel_array(like: torch.Tensor) -> Callable[[torch.Tensor], Any]:
+    """What makes of tensors the arrays that `fastce` takes, for logits where `like` is.
+
+    Those on a CUDA device are taken as they are. This is the place to tell devices apart.
+    """
+    return torch.Tensor.detach if like.is_cuda else array
+
+
 def optional_array(tensor: torch.Tensor | None) -> AnyArray | None:
     """The same where there may be none."""
     return None if tensor is None else array(tensor)
 
 
-def class_weight(weight: torch.Tensor | None) -> AnyArray | None:
+def class_weight(weight: torch.Tensor | None, place: Callable[[torch.Tensor], Any] = array) -> Any:
     """Factors of classes, 16-bit ones widened: the core converts them and cannot convert bits."""
-    return None if weight is None else array(wide(weight))
+    return None if weight is None else place(wide(weight))
 
 
 def empty_like(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -67,7 +74,7 @@ def empty_like(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.
     in that of torch.
     """
     size = tensor.numel() * (dtype or tensor.dtype).itemsize
-    if size < HUGE_PAGES:
+    if size < HUGE_PAGES or not tensor.is_cpu:
         return torch.empty_like(tensor, dtype=dtype)
     like = torch.empty_like(tensor, dtype=dtype, device="meta")
     memory = torch.from_numpy(np.empty(size, np.uint8)).view(like.dtype)
@@ -84,15 +91,19 @@ def loss_dtype(*tensors: torch.Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype is torch.float64 for t in tensors) else torch.float32
 
 
-def loss_tensor(loss: np.floating | AnyArray, dtype: torch.dtype) -> torch.Tensor:
+def loss_tensor(loss: np.floating | AnyArray | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A reduced loss, or losses of rows, as a tensor."""
+    if isinstance(loss, torch.Tensor):
+        return loss
     if isinstance(loss, np.ndarray):
         return torch.from_numpy(loss)
     return torch.scalar_tensor(float(loss), dtype=dtype)
 
 
-def upstream(grad_output: torch.Tensor) -> float | AnyArray:
-    """An upstream gradient as the kernels take it."""
+def upstream(grad_output: torch.Tensor) -> float | AnyArray | torch.Tensor:
+    """An upstream gradient as the kernels take it; one on a device is not waited for."""
+    if grad_output.is_cuda:
+        return grad_output.detach()
     return array(grad_output) if grad_output.ndim else grad_output.item()
 
 
@@ -108,6 +119,11 @@ def refuse_gradient(name: str, asked: bool) -> None:
         raise ValueError(f"{name}: expected a tensor that requires no gradient, got one that does")
 
 
+def forward_mode() -> bool:
+    """Whether tensors may carry tangents: in `torch.autograd.forward_ad.dual_level`."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
 def eager(*tensors: torch.Tensor | None) -> bool:
     """Whether nobody but autograd looks on: no compiler, tracer, transform, mode or subclass.
 
@@ -118,6 +134,7 @@ def eager(*tensors: torch.Tensor | None) -> bool:
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
+        or forward_mode()
         or torch.jit.is_tracing()
     ) and all(
         t is None or type(t) is torch.Tensor or type(t) is torch.nn.Parameter for t in tensors

@@ -39,8 +39,8 @@ def cross_entropy(
     Parameters
     ----------
     input : torch.Tensor of float64, float32, float16 or bfloat16
-        Logits, of any strides, on the CPU: (C,), (N, C) or (N, C, d1, ...). A DTensor may have its
-        classes and rows divided; see docs/torch.md.
+        Logits, of any strides, on the CPU or a CUDA device: (C,), (N, C) or (N, C, d1, ...). A
+        DTensor may have its classes and rows divided; see docs/torch.md.
     target : torch.Tensor
         Classes, integers of any dtype shaped like `input` without the class axis; or probabilities,
         floats shaped like `input`, which may require a gradient.
@@ -72,8 +72,9 @@ def cross_entropy(
         As `fastce.cross_entropy` does, which calls the two `logits` and `targets`. ValueError also
         if `weight` requires a gradient, or `in_place` is asked for a leaf.
     NotImplementedError
-        If a tensor is not on the CPU; for `in_place` under torch.compile or torch.func; for second
-        derivatives with `z_loss` or `softcap`; for forward-mode derivatives.
+        If a tensor is neither on the CPU nor with `input` on a CUDA device; for `in_place` under
+        torch.compile or torch.func; for second derivatives with `z_loss` or `softcap`, on a CUDA
+        device, or of forward mode in forward mode.
 
     See Also
     --------
@@ -84,8 +85,9 @@ def cross_entropy(
     -----
     In eager mode loss and gradient are computed in one pass if `input` requires a gradient, and the
     loss alone otherwise. An upstream gradient other than 1 costs a second pass: divide by
-    `normalizer` instead of afterwards. With "none", under torch.compile and under torch.func the
-    gradient is computed in the backward pass, into which the upstream gradient enters.
+    `normalizer` instead of afterwards. With "none", under torch.compile and torch.func, and on a
+    CUDA device the gradient is computed in the backward pass, into which the upstream gradient
+    enters.
 
     Second derivatives come from `fastce.hessian_vector_product`, third ones do not come.
 
