@@ -4,6 +4,7 @@ import copy
 import io
 import itertools
 import threading
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -314,10 +315,15 @@ def test_errors(name, differentiated):
 
 
 def grown(function):
-    """Bytes that the tensors of a call allocate."""
+    """Bytes that a call allocates for tensors, and for arrays that are left of it."""
+    tracemalloc.start()
     with torch.profiler.profile(profile_memory=True) as profile:
         function()
-    return sum(max(0, e.self_cpu_memory_usage) for e in profile.key_averages())
+        snapshot = tracemalloc.take_snapshot()
+    tracemalloc.stop()
+    arrays = snapshot.filter_traces([tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)])
+    sizes = [trace.size for trace in arrays.traces]
+    return sum(sizes) + sum(max(0, e.self_cpu_memory_usage) for e in profile.key_averages())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastce.torch import _logits
-from fastce.torch._tensors import Options, empty_like
+from fastce.torch._tensors import Options
 
 _NO_GRADIENTS = (None,) * 4
 
@@ -39,8 +39,8 @@ class CrossEntropy(torch.autograd.Function):
         if _in_backward(input, options):
             return _logits.loss(input, target, weight, axis, options)
         # Not among the saved tensors: whoever takes it may write to it.
-        ctx.gradient = empty_like(input)
-        return _logits.loss_and_gradient(input, target, weight, axis, options, ctx.gradient)
+        loss, ctx.gradient = _logits.loss_and_gradient(input, target, weight, axis, options)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -70,7 +70,7 @@ class InPlace(torch.autograd.Function):
         if _in_backward(input, options):
             loss = _logits.loss(input, target, weight, axis, options)
         else:
-            loss = _logits.loss_and_gradient(input, target, weight, axis, options, memory)
+            loss, _ = _logits.loss_and_gradient(input, target, weight, axis, options, memory)
             torch.autograd.graph.increment_version(memory)
         ctx.save_for_backward(memory, target, weight)
         return loss

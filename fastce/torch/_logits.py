@@ -19,6 +19,8 @@ from fastce.torch._tensors import (
     kernel_array,
     loss_dtype,
     loss_tensor,
+    optional_array,
+    tensor_of,
     upstream,
     wide,
 )
@@ -30,9 +32,11 @@ def _arguments(
     input: Tensor, target: Tensor, weight: Tensor | None, axis: int, options: Options
 ) -> dict[str, Any]:
     place = kernel_array(input)
+    ignore_index, label_smoothing, z_loss, softcap, reduction, normalizer = options
     return {
         "logits": place(input), "targets": place(target), "weight": class_weight(weight, place),
-        "axis": axis, **options._asdict(),
+        "axis": axis, "ignore_index": ignore_index, "label_smoothing": label_smoothing,
+        "z_loss": z_loss, "softcap": softcap, "reduction": reduction, "normalizer": normalizer,
     }  # fmt: skip
 
 
@@ -45,13 +49,16 @@ def loss(
 
 
 def loss_and_gradient(
-    input: Tensor, target: Tensor, weight: Tensor | None, axis: int, options: Options, out: Tensor
-) -> Tensor:
-    """The loss, and its gradient into `out`, in one pass."""
-    loss, _ = fastce.cross_entropy_and_grad(
-        **_arguments(input, target, weight, axis, options), out=kernel_array(input)(out)
+    input: Tensor, target: Tensor, weight: Tensor | None, axis: int, options: Options,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The loss of logits on the CPU and its gradient, into `out` or fresh memory, in one pass."""
+    if out is None and not input.is_contiguous():  # such strides the core would choose otherwise
+        out = empty_like(input)
+    loss, gradient = fastce.cross_entropy_and_grad(
+        **_arguments(input, target, weight, axis, options), out=optional_array(out)
     )
-    return loss_tensor(loss, loss_dtype(input))
+    return loss_tensor(loss, loss_dtype(input)), tensor_of(gradient) if out is None else out
 
 
 def gradient(
