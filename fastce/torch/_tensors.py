@@ -129,7 +129,8 @@ def refuse_gradient(name: str, asked: bool) -> None:
 
 def forward_mode() -> bool:
     """Whether tensors may carry tangents: in `torch.autograd.forward_ad.dual_level`."""
-    return torch.autograd.forward_ad._current_level >= 0
+    level: int = torch.autograd.forward_ad._current_level
+    return level >= 0
 
 
 def eager(*tensors: torch.Tensor | None) -> bool:
