@@ -1,8 +1,9 @@
 """Losses over `torch.distributed`, the classes or the rows divided among the ranks of a group.
 
-Every rank makes the same calls in the same order; tensors are on the CPU, the backend is gloo.
-Where a rank finds something wrong with its arguments, all raise, the others naming the rank, before
-anything else is exchanged: ranks agree on 16 bytes each first. Backward passes exchange nothing.
+Every rank makes the same calls in the same order; tensors are on the CPU, and the group has a
+backend for them, such as gloo. Where a rank finds something wrong with its arguments, all raise,
+the others naming the rank, before anything else is exchanged: ranks agree on 16 bytes each first.
+`fastce.torch.cross_entropy` does the same for a DTensor, whose placements say what is divided.
 """
 
 from typing import Any
