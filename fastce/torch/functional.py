@@ -73,8 +73,8 @@ def cross_entropy(
         if `weight` requires a gradient, or `in_place` is asked for a leaf.
     NotImplementedError
         If a tensor is neither on the CPU nor with `input` on a CUDA device; for `in_place` under
-        torch.compile or torch.func; for second derivatives with `z_loss` or `softcap`, on a CUDA
-        device, or of forward mode in forward mode.
+        torch.compile or torch.func or for a DTensor; for second derivatives with `z_loss` or
+        `softcap`, on a CUDA device, or of forward mode in forward mode.
 
     See Also
     --------
@@ -254,8 +254,8 @@ def _check_in_place(in_place: bool, input: Tensor | None) -> None:
         return
     if input is None:
         raise NotImplementedError(
-            "in_place: expected False under torch.compile, torch.func and for targets that require "
-            "a gradient, got True"
+            "in_place: expected False under torch.compile, torch.func and forward_ad, for DTensors "
+            "and for targets that require a gradient, got True"
         )
     whole = input if input._base is None else input._base
     if whole.is_leaf and whole.requires_grad:
