@@ -1,9 +1,12 @@
-"""The classifier head cut to pieces: logits of a few rows at a time, and the products they enter.
+"""The classifier head cut to pieces: some of its logits at a time, and the products they enter.
 
+Gradients need all logits of a row before the next product. A loss alone does not: where few whole
+rows would fit, its pieces have more rows and some of the classes, and partial results are merged.
 The pieces depend on shapes and dtypes alone, never on the number of threads, and sums over them are
 taken in order, so that every call adds up the same numbers in the same order.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -11,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastce import _arguments as arguments
-from fastce import _blas
+from fastce import _blas, shards
 from fastce._arguments import AnyArray
 from fastce._blas import add, multiply
+from fastce.cpu.threads import launch
 from fastce.losses import Call, cross_entropy, cross_entropy_and_grad, inverse
 
 # Bytes that a call may need beside its results: this many, or this share of the logits if more.
@@ -22,9 +26,14 @@ MEMORY = 64_000_000
 SHARE = 0.048
 # Rows are taken in multiples of this: measured, products are 5% slower with 400 than with 448.
 TILE = 64
+# Rows that a loss alone takes at least, if need be with some of the classes. Every chunk of rows
+# packs `weight` anew: the product took 1.08 of the whole one with 512 rows, 1.03 with 2048.
+ROWS = 2048
 # Share of the classes up to which it pays to gather them: measured, gathering one costs as much as
 # a quarter of its two products.
 GATHERED = 0.7
+# Classes whose gradients one thread looks through at a time.
+COLUMNS = 2048
 
 Rows = slice | npt.NDArray[np.intp]
 Upstream = float | npt.NDArray[np.float64]
@@ -72,16 +81,16 @@ class Head(NamedTuple):
         memory, total = None, 0.0
         if self.call.losses is not None:
             self.call.losses[...] = 0
-        for rows in self._chunks():
+        for rows, step in self._chunks(divided=products is None):
             x = self.x[rows].astype(self.compute, copy=False)
-            if memory is None:  # no later chunk has more rows
-                memory = np.empty((len(x), len(self.weight)), self.compute)
-            logits = self._logits(x, memory[: len(x)])
+            if memory is None:  # no later chunk is larger
+                memory = np.empty(len(x) * step, self.compute)
             assert self.call.labels is not None
             targets = self.call.labels[rows]
             if products is None:
-                losses = cross_entropy(logits, targets, **self.options)
+                losses = self._losses(x, targets, memory, step)
             else:
+                logits = self._logits(x, slice(0, step), memory)
                 g = upstream if isinstance(upstream, float) else upstream[rows]
                 losses, _ = cross_entropy_and_grad(
                     logits, targets, **self.options, grad_output=g, out=logits
@@ -93,39 +102,78 @@ class Head(NamedTuple):
                 total += float(losses.sum(dtype=np.float64))
         return total
 
-    def _chunks(self) -> Iterator[Rows]:
-        """The rows that count, a few at a time."""
+    def _losses(self, x: AnyArray, targets: AnyArray, memory: AnyArray, step: int) -> AnyArray:
+        """Losses of some rows, `step` classes at a time."""
+        if step == len(self.weight):
+            logits = self._logits(x, slice(0, step), memory)
+            losses: AnyArray = cross_entropy(logits, targets, **self.options)
+        else:
+            parts = (
+                self._partial(x, targets, part, memory) for part in pieces(len(self.weight), step)
+            )
+            merged = functools.reduce(shards.merge, parts)
+            losses = shards.finish(merged, z_loss=self.options["z_loss"], reduction="none").loss
+        return losses
+
+    def _partial(
+        self, x: AnyArray, targets: AnyArray, classes: slice, memory: AnyArray
+    ) -> shards.Partial:
+        weight: AnyArray | None = self.options["weight"]
+        given = {key: self.options[key] for key in ("ignore_index", "label_smoothing", "softcap")}
+        return shards.partial(
+            self._logits(x, classes, memory), targets[:, classes] if targets.ndim > 1 else targets,
+            class_offset=classes.start, classes=len(self.weight),
+            weight=None if weight is None else weight[classes], **given,
+        )  # fmt: skip
+
+    def _chunks(self, *, divided: bool) -> Iterator[tuple[Rows, int]]:
+        """The rows that count, a few at a time, and how many classes at a time."""
         classes, features = self.weight.shape
         valid = None
         if self.call.hard is not None and self.call.count < len(self.x):
             valid = np.flatnonzero(self.call.hard != self.call.options.ignore_index)
         count = len(self.x) if valid is None else len(valid)
-        item = self.compute.itemsize
-        memory = max(MEMORY, int(SHARE * len(self.x) * classes * item)) - _blas.BLOCK
+        item, step = self.compute.itemsize, classes
+        memory = MEMORY
+        if not divided:
+            memory = max(memory, int(SHARE * len(self.x) * classes * item))
+        memory -= _blas.BLOCK
         # Beside its logits a row may have itself, its gradient and a part of that once more.
         rows = max(1, memory // ((classes + 3 * features) * item))
         if rows > TILE:
             rows -= rows % TILE
-        for start in range(0, count, rows):
-            part = slice(start, min(start + rows, count))
-            yield part if valid is None else valid[part]
+        if divided and rows < min(ROWS, count):
+            rows = max(rows, min(ROWS, count, memory // (2 * max(1, features) * item)))
+            step = min(classes, max(1, memory // (rows * item) - features))
+        for part in pieces(count, rows):
+            yield part if valid is None else valid[part], step
 
     def blocks(self) -> Iterator[slice]:
-        """All classes, some at a time."""
-        classes, features = self.weight.shape
-        step = max(1, _blas.BLOCK // (max(1, features) * self.compute.itemsize))
-        for start in range(0, classes, step):
-            yield slice(start, min(start + step, classes))
+        """All classes, so many at a time that their weights are copied within BLOCK."""
+        return pieces(len(self.weight), self._block)
 
-    def _logits(self, x: AnyArray, out: AnyArray) -> AnyArray:
-        if self.weight.dtype == self.compute:
-            multiply(x, self.weight.T, out)
+    @property
+    def _block(self) -> int:
+        size: int = max(1, self.weight.shape[1]) * self.compute.itemsize
+        return max(1, _blas.BLOCK // size)
+
+    def _logits(self, x: AnyArray, classes: slice, memory: AnyArray) -> AnyArray:
+        """The logits of some classes, in the given memory."""
+        weight = self.weight[classes]
+        out: AnyArray = memory[: len(x) * len(weight)].reshape(len(x), len(weight))
+        if weight.dtype == self.compute:
+            multiply(x, weight.T, out)
         else:
-            for block in self.blocks():
-                np.matmul(x, self.weight[block].astype(self.compute).T, out=out[:, block])
+            for block in pieces(len(weight), self._block):
+                multiply(x, weight[block].astype(self.compute).T, out[:, block])
         if self.bias is not None:
-            add(out, self.bias[None])
+            add(out, self.bias[None, classes])
         return out
+
+
+def pieces(count: int, step: int) -> Iterator[slice]:
+    """Slices of `step` numbers that make up range(count)."""
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
 class Products:
@@ -158,7 +206,9 @@ class Products:
             if self._untouched:
                 self._sum[...] = 0
             for classes in self._pieces(kept):
-                self._sum[classes] += np.matmul(gradient[:, classes].T, x)
+                part = self._sum[classes]
+                multiply(gradient[:, classes].T, x, part, accumulate=True)
+                self._sum[classes] = part
         self._untouched = False
 
     def finish(self) -> None:
@@ -179,11 +229,12 @@ class Products:
         """The classes where some row has a gradient that counts; None for all."""
         if self._negligible <= 0.0:
             return None
-        # so put that NaN counts
-        small = gradient.max(axis=0) <= self._negligible
-        small &= gradient.min(axis=0) >= -self._negligible
-        kept = np.flatnonzero(~small)
-        return kept if len(kept) <= GATHERED * len(small) else None
+        from fastce.cpu.matrix import mark_beyond
+
+        marks = np.zeros(gradient.shape[1], np.bool_)
+        launch(mark_beyond, (gradient, self._negligible, marks, COLUMNS), parallel=True)
+        kept = np.flatnonzero(marks)
+        return kept if len(kept) <= GATHERED * gradient.shape[1] else None
 
     def _pieces(self, kept: npt.NDArray[np.intp] | None) -> Iterator[Rows]:
         for block in self._head.blocks():

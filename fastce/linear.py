@@ -68,9 +68,9 @@ def linear_cross_entropy(
 
     Notes
     -----
-    Logits are computed for as many rows at a time as fit in 55 MB, or in 5% of all the logits if
-    that is more, and their loss is taken where they lie. The BLAS is that of NumPy, for large
-    products that of SciPy where it is installed. Ignored rows are left out of the products and cost
+    Logits are computed for some 2000 rows and as many classes at a time as fit in 55 MB, or for
+    more rows where all classes fit, and their loss is taken where they lie. The BLAS is that of
+    NumPy. Ignored rows are left out of the products and cost
     nothing. Products of 16-bit arrays are taken in float32, blocks of `weight` being widened as
     they are needed.
 
@@ -144,7 +144,7 @@ def linear_cross_entropy_and_grad(
     Returns
     -------
     loss : numpy.float64 or numpy.float32, or numpy.ndarray
-        As from `linear_cross_entropy`, to the last bit.
+        As from `linear_cross_entropy`; to the last bit where that takes all classes at a time.
     (dx, dweight, dbias) : tuple of numpy.ndarray
         The gradients, or what is in `out`; dbias is None without `bias`.
 

@@ -10,6 +10,7 @@ from fastce import _arguments as arguments
 from fastce import cpu
 from fastce._arguments import AnyArray, Reduction
 from fastce._devices import on_device
+from fastce._small import small_loss, small_loss_and_grad
 
 
 class CrossEntropyStats(NamedTuple):
@@ -303,6 +304,9 @@ def cross_entropy(
     options = arguments.options(
         ignore_index, label_smoothing, z_loss, softcap, reduction, normalizer
     )
+    loss = small_loss(logits, targets, axis, weight, options)
+    if loss is not None:
+        return loss
     call = Call("logits", logits, targets, axis, weight, options)
     return _cross_entropy(call)
 
@@ -430,6 +434,10 @@ def cross_entropy_and_grad(
     options = arguments.options(
         ignore_index, label_smoothing, z_loss, softcap, reduction, normalizer
     )
+    if grad_output is None:
+        small = small_loss_and_grad(logits, targets, axis, weight, options, out)
+        if small is not None:
+            return small
     call = Call("logits", logits, targets, axis, weight, options)
     upstream = arguments.upstream(grad_output, call.rows, reduction)
     grad = arguments.output(

@@ -20,25 +20,6 @@ ROWS = 32  # of a block: one vector of float32, two of float64
 TILE = 4  # classes at a time: with two rows their sums fill the registers of AVX-512
 
 
-@kernel
-def add(target, addend, rows, counter):
-    """Add to every row of `target` the row of `addend` beside it, or its only one.
-
-    What BLAS would do within a product, but NumPy's `matmul` only overwrites.  Threads take turns
-    with `rows` rows each.
-    """
-    step = 1 if len(addend) > 1 else 0
-    while True:
-        start = claim(counter) * rows
-        if start >= len(target):
-            return
-        for i in range(start, min(start + rows, len(target))):
-            to = target[i]
-            of = addend[i * step]
-            for j in range(len(to)):
-                to[j] += of[j]
-
-
 @device
 def _vector(base, number, like):
     """The vector of numbers from `number` on."""
