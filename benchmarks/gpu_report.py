@@ -278,7 +278,8 @@ def main() -> int:
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device; --dry-run needs none")
     if device == "cuda" and not options.no_tests:
-        files = ("tests/test_cuda_device.py", "tests/test_cuda_binary.py")
+        names = ("cuda_device", "cuda_binary", "torch_cuda_device")
+        files = [f"tests/test_{name}.py" for name in names]
         tests = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", *files]
         if status := subprocess.run(tests, check=False).returncode:
             return status

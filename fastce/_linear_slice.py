@@ -9,7 +9,6 @@ import numpy.typing as npt
 from fastce import _arguments as arguments
 from fastce import shards
 from fastce._arguments import AnyArray
-from fastce.losses import inverse
 
 # Bytes of logits that are held at a time.
 MEMORY = 64 << 20
@@ -20,7 +19,8 @@ Gradients = tuple[AnyArray, AnyArray, AnyArray | None]
 class LinearSlice:
     """Some classes of a linear layer and all of its rows.
 
-    Logits that fit into MEMORY are kept between `partial` and `gradients`, others computed twice.
+    Logits that fit into MEMORY are kept from `partial` to the first `gradients`, others computed
+    twice.
     """
 
     def __init__(
@@ -44,16 +44,17 @@ class LinearSlice:
         self._chunks = [slice(k, k + step) for k in range(0, max(1, len(self.x)), step)]
         self._kept: AnyArray | None = None
 
-    def _logits(self) -> Iterator[tuple[slice, AnyArray, AnyArray]]:
-        """Rows, their x, their logits."""
+    def _logits(self, keep: bool) -> Iterator[tuple[slice, AnyArray, AnyArray]]:
+        """Rows, their x, their logits, which may be written to by who does not `keep` them."""
+        kept, self._kept = self._kept, None
         for rows in self._chunks:
             x = self.x[rows].astype(self._wide.dtype, copy=False)
-            z = self._kept
+            z = kept
             if z is None:
                 z = x @ self._wide.T
                 if self._bias is not None:
                     z += self._bias.astype(z.dtype, copy=False)
-            if len(self._chunks) == 1:
+            if keep and len(self._chunks) == 1:
                 self._kept = z
             yield rows, x, z
 
@@ -67,7 +68,7 @@ class LinearSlice:
                 ignore_index=options.ignore_index, label_smoothing=options.label_smoothing,
                 softcap=options.softcap,
             )
-            for rows, _, z in self._logits()
+            for rows, _, z in self._logits(keep=True)
         ]  # fmt: skip
         records = np.concatenate([*(p.records[:-1] for p in parts), parts[0].records[-1:]])
         return shards.Partial(records, (len(self.x),), parts[0].terms)
@@ -76,12 +77,11 @@ class LinearSlice:
         self, total: shards.Partial, options: arguments.Options, upstream: arguments.Upstream
     ) -> Gradients:
         """dx of the slice's classes, dweight and dbias, in the dtype that is computed with."""
-        weights, count = shards.divisors(total, options)
-        z_loss = options.z_loss * weights * inverse(count)
-        scalar, per_row = upstream[0] * inverse(weights), upstream[1]
+        factor, z_loss = shards.weighed(total).scales(options)
+        scalar, per_row = factor * upstream[0], upstream[1]
         dx, dweight = np.empty(self.x.shape, self._wide.dtype), np.zeros_like(self._wide)
         dbias = None if self._bias is None else np.zeros(len(dweight))
-        for rows, x, z in self._logits():
+        for rows, x, z in self._logits(keep=False):
             g = shards.grad(
                 z, self._targets[rows], total.select(rows), **self._slice, z_loss=z_loss,
                 reduction="none", grad_output=scalar if per_row is None else per_row[rows], out=z,

@@ -427,6 +427,11 @@ class Sums(NamedTuple):
             return options.normalizer, options.normalizer
         return self.weight, self.rows
 
+    def scales(self, options: arguments.Options) -> tuple[float, float]:
+        """Upstream gradient and z-loss with which the sum has the gradient of the reduced loss."""
+        weight, rows = self.divisors(options)
+        return inverse(weight), options.z_loss * weight * inverse(rows)
+
     def loss(self, options: arguments.Options, dtype: np.dtype[Any]) -> Any:
         """The reduced loss."""
         weight, count = self.divisors(options)
@@ -454,7 +459,7 @@ def _finished(
 ) -> tuple[Sums, AnyArray, AnyArray, npt.NDArray[np.int64]]:
     """Sums over rows, and loss, log-sum-exp and prediction of each."""
     terms = total.terms
-    sums = _weighed(total)
+    sums = weighed(total)
     losses, lse = np.empty(total.rows, terms.dtype), np.empty(total.rows, terms.dtype)
     predicted = np.empty(total.rows, np.int64)
     nll, z = kernels.finish(
@@ -464,7 +469,7 @@ def _finished(
     return sums._replace(nll=nll, z=z), losses, lse, predicted
 
 
-def _weighed(total: Partial) -> Sums:
+def weighed(total: Partial) -> Sums:
     """Weights and number of rows; refuses what is not all classes."""
     if total.covered != total.terms.classes:
         raise ValueError(
@@ -529,7 +534,7 @@ def grad(
     )  # fmt: skip
     part, terms, options, out = call.part, total.terms, call.options, call.out
     scalar, per_row = call.upstream
-    weights, count = divisors(total, options)
+    weights, count = weighed(total).divisors(options)
     scales = scalar * inverse(weights), scalar * inverse(count if weights else 0.0)
     keep, spread, spread_weight = part.label_terms(terms)
     streaming = calls._streaming(out, part.logits, part.axis)
@@ -552,8 +557,3 @@ def grad(
 def _some(array: AnyArray | None, rows: slice) -> AnyArray | None:
     """Some rows of a per-row array, as kernels take it."""
     return None if array is None else writable(array[rows])
-
-
-def divisors(total: Partial, options: arguments.Options) -> tuple[float, float]:
-    """What the losses and the z-loss terms are divided by."""
-    return _weighed(total).divisors(options)

@@ -4,6 +4,7 @@ import copy
 import io
 import itertools
 import threading
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -32,6 +33,7 @@ OPTIONS = {
 }
 SMOOTH = [name for name in OPTIONS if name not in ("z-loss", "softcap")]
 REDUCTIONS = ["mean", "sum", "none"]
+IN_JVP = pytest.mark.filterwarnings("ignore:.*jit.script:DeprecationWarning")  # torch's own
 
 
 def problem(shape=(6, 5), dtype=torch.float32, soft=False, axis=1, seed=0):
@@ -313,10 +315,15 @@ def test_errors(name, differentiated):
 
 
 def grown(function):
-    """Bytes that the tensors of a call allocate."""
+    """Bytes that a call allocates for tensors, and for arrays that are left of it."""
+    tracemalloc.start()
     with torch.profiler.profile(profile_memory=True) as profile:
         function()
-    return sum(max(0, e.self_cpu_memory_usage) for e in profile.key_averages())
+        snapshot = tracemalloc.take_snapshot()
+    tracemalloc.stop()
+    arrays = snapshot.filter_traces([tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)])
+    sizes = [trace.size for trace in arrays.traces]
+    return sum(sizes) + sum(max(0, e.self_cpu_memory_usage) for e in profile.key_averages())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -480,7 +487,60 @@ def test_transforms_agree_with_autograd():
     assert not weightless(z, target, torch.zeros(5)).any()
 
 
-@pytest.mark.filterwarnings("ignore:.*jit.script:DeprecationWarning")  # torch's own, in jvp
+@IN_JVP
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_forward_mode(reduction, name, soft):
+    """Tangents are those that reverse mode has; Hessians are the same whichever way around."""
+    logits, target = problem((1, 5, 2), torch.float64, soft)
+    options = {**OPTIONS[name], "reduction": reduction}
+    if reduction != "mean":
+        options.pop("normalizer", None)
+    if soft:
+        options.pop("ignore_index", None)
+        target.requires_grad_()
+
+    def function(z, h=target):
+        return ft.cross_entropy(z, h, **options)
+
+    inputs = (logits, target) if soft else (logits,)
+    given = {"check_backward_ad": False, "check_undefined_grad": False}
+    assert torch.autograd.gradcheck(
+        function, inputs, check_forward_ad=True, check_batched_forward_grad=True, **given
+    )
+    if name in SMOOTH:
+        assert torch.autograd.gradgradcheck(
+            function, inputs, check_fwd_over_rev=True, check_rev_over_rev=False,
+            check_undefined_grad=False,
+        )  # fmt: skip
+        z, func = logits.detach(), torch.func
+
+        def sum_(z):
+            return function(z, target.detach()).sum()
+
+        want = func.jacrev(func.grad(sum_))(z)
+        assert_close(func.hessian(sum_)(z), want)
+        assert_close(func.jacrev(func.jacfwd(sum_))(z), want)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(logits.detach(), torch.ones_like(logits))
+        tangent = torch.autograd.forward_ad.unpack_dual(function(dual)).tangent
+    if name not in ("z-loss", "softcap"):  # the same for every class: the loss stays
+        assert_close(tangent, torch.zeros_like(tangent))
+
+
+@IN_JVP
+def test_forward_mode_in_16_bits():
+    logits, target = problem(dtype=torch.bfloat16)
+    z, v = logits.detach(), problem(dtype=torch.bfloat16, seed=1)[0].detach()
+    loss, tangent = torch.func.jvp(lambda z: ft.cross_entropy(z, target), (z,), (v,))
+    want = torch.func.jvp(lambda z: F.cross_entropy(z, target), (z.float(),), (v.float(),))
+    assert_close(loss, want[0].bfloat16())
+    # The gradient of which it is the product is rounded to 16 bits.
+    assert_close(tangent.float(), want[1], rtol=0, atol=2 * torch.finfo(z.dtype).eps)
+
+
+@IN_JVP
 def test_transforms_that_cannot_be():
     logits, target = problem()
     z, weights = logits.detach(), torch.ones(6, 5)
@@ -488,8 +548,23 @@ def test_transforms_that_cannot_be():
         torch.func.vmap(ft.cross_entropy)(z, target, weights)
     with pytest.raises(NotImplementedError, match="vmap: expected a normalizer"):
         torch.func.vmap(lambda z, y: ft.cross_entropy(z, y, weights[0], z_loss=0.1))(z, target)
-    with pytest.raises(NotImplementedError, match="jvp"):
-        torch.func.jvp(lambda z: ft.cross_entropy(z, target), (z,), (z,))
+    with pytest.raises(NotImplementedError, match="got forward mode in forward mode"):
+        torch.func.jacfwd(torch.func.jacfwd(lambda z: ft.cross_entropy(z, target)))(z)
+    with pytest.raises(NotImplementedError, match=r"second derivatives: .*z_loss nor softcap"):
+        torch.func.hessian(lambda z: ft.cross_entropy(z, target, softcap=2.0))(z)
+    weight, bias = torch.ones(4, 5), torch.ones(4)
+    for function in (
+        lambda z: ft.linear_cross_entropy(z, weight, target % 4, linear_bias=bias),
+        torch.func.grad(lambda z: ft.linear_cross_entropy(z, weight, target % 4)),
+    ):
+        with pytest.raises(NotImplementedError, match="forward-mode derivatives"):
+            torch.func.jvp(function, (z,), (z,))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(z, z)
+        with pytest.raises(NotImplementedError, match="forward-mode derivatives"):
+            ft.linear_cross_entropy(dual, weight, target % 4)
+        with pytest.raises(NotImplementedError, match="in_place"):
+            ft.cross_entropy(dual, target, in_place=True)
 
 
 # Operators and compilation ------------------------------------------------------------------------

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 500
 
 
-def test_on_1_2_and_4_ranks():
+@pytest.mark.parametrize("program", ["distributed", "dtensor"])
+def test_on_1_2_and_4_ranks(program):
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.torch_distributed_program", "1", "2", "4"],
+        [sys.executable, "-m", f"tests.torch_{program}_program", "1", "2", "4"],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
@@ -27,3 +28,12 @@ def test_on_1_2_and_4_ranks():
         raise
     assert process.returncode == 0, output
     assert all(f"{size} ranks: all well" in output for size in (1, 2, 4))
+
+
+def test_a_group_for_devices_alone(monkeypatch):
+    """What is exchanged is on the CPU, and nobody waits to find that out."""
+    from fastce.torch.distributed import data_parallel_cross_entropy
+
+    monkeypatch.setattr(torch.distributed, "get_backend_config", lambda group: "cuda:nccl")
+    with pytest.raises(ValueError, match=r"group: .*cpu:gloo,cuda:nccl.*, got cuda:nccl"):
+        data_parallel_cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]))

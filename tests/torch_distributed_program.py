@@ -1,22 +1,20 @@
 """What test_torch_distributed runs: ranks that check their results against one process's."""
 
-import multiprocessing
-import sys
-import tempfile
-from datetime import timedelta
-from pathlib import Path
+import contextlib
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
 
-import fastce
 import fastce.torch as ft
+from fastce import _linear_slice
 from fastce.torch.distributed import (
     data_parallel_cross_entropy,
     vocabulary_parallel_cross_entropy,
+    vocabulary_parallel_linear_cross_entropy,
 )
+from tests.torch_ranks import run_on_ranks
 
 ROWS, CLASSES = 37, 23
 WEIGHT = torch.rand(CLASSES, generator=torch.Generator().manual_seed(2))
@@ -83,6 +81,104 @@ def classes_divided(dtype):
                 )  # fmt: skip
 
 
+def layer(dtype, soft=False):
+    """Hidden states of (ROWS - 1) rows in two axes, weights, bias and target."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, ROWS // 2, 6, generator=generator).to(dtype)
+    weight = torch.randn(CLASSES, 6, generator=generator).to(dtype)
+    bias = torch.randn(CLASSES, generator=generator).to(dtype)
+    target = problem(dtype, soft)[1][: ROWS - 1]
+    return x, weight, bias, target.reshape(2, ROWS // 2, *target.shape[1:])
+
+
+HEADS = [(0, True, False), (1, False, False), (1, True, True), (2, True, False)]
+
+
+def linear_layer_divided(dtype):
+    """One all-reduce makes the gradient of what all ranks share that of one process."""
+    part = own(CLASSES)
+    whole_memory = _linear_slice.MEMORY
+    for number, biased, soft in HEADS:
+        for reduced in REDUCTIONS:
+            given = OPTIONS[number] | reduced
+            if soft:
+                given.pop("ignore_index", None)
+            *everything, target = layer(dtype, soft)
+            leaves = [t.clone().requires_grad_() for t in everything]
+            mine = [leaves[0].detach(), *(t.detach()[part] for t in leaves[1:])]
+            mine = [t.clone().requires_grad_() for t in mine]
+            logits = F.linear(leaves[0].double(), leaves[1].double(), leaves[2].double())
+            if not biased:
+                logits = logits - leaves[2].double()
+            labels = target.reshape(-1, CLASSES).double() if soft else target.reshape(-1)
+            want = ft.cross_entropy(logits.reshape(-1, CLASSES), labels, **given)
+            if "weight" in given:
+                given["weight"] = WEIGHT[part]
+            # All rows at a time, or ten; the latter are computed anew in backward.
+            _linear_slice.MEMORY = whole_memory if biased else 4 * 10 * (part.stop - part.start)
+            loss = vocabulary_parallel_linear_cross_entropy(
+                mine[0], mine[1], target[..., part] if soft else target,
+                linear_bias=mine[2] if biased else None,
+                class_offset=part.start, classes=CLASSES, **given,
+            )  # fmt: skip
+            _linear_slice.MEMORY = whole_memory
+            assert_same_everywhere(loss)
+            rtol = 1e-5 if dtype is torch.float32 else torch.finfo(dtype).eps
+            torch.testing.assert_close(
+                loss.reshape(-1), want.reshape(-1), check_dtype=False, rtol=1e-5, atol=1e-6
+            )
+            upstream = torch.linspace(0.5, 1.5, loss.numel()).reshape(loss.shape).to(loss.dtype)
+            used = slice(0, 3 if biased else 2)
+            wanted = torch.autograd.grad(want, leaves[used], upstream.reshape(want.shape).double())
+            for _ in range(2):  # the second pass has no logits left from the forward one
+                dx, *others = torch.autograd.grad(loss, mine[used], upstream, retain_graph=True)
+                assert_same_everywhere(dx.float())
+                torch.testing.assert_close(dx, wanted[0], rtol=rtol, atol=1e-6)
+                for got, whole in zip(others, wanted[1:], strict=True):
+                    torch.testing.assert_close(got, whole[part], rtol=rtol, atol=1e-6)
+
+
+def what_is_exchanged():
+    """Backward exchanges the gradient of what all ranks share, once, and only if it is wanted."""
+    part = own(CLASSES)
+    x, weight, _, target = layer(torch.float32)
+    for wanted in (False, True):
+        mine = weight[part].clone().requires_grad_()
+        loss = vocabulary_parallel_linear_cross_entropy(
+            x.clone().requires_grad_(wanted), mine, target, class_offset=part.start, classes=CLASSES
+        )
+        with exchanges() as seen:
+            loss.backward()
+        assert seen == ([4 * x.numel()] if wanted else [])
+    logits, labels = problem(torch.float32)
+    with exchanges() as seen:
+        loss = data_parallel_cross_entropy(logits.requires_grad_(), labels)
+        forward = len(seen)
+        loss.backward()
+    assert sum(seen) == 16 * dist.get_world_size() + 32
+    assert len(seen) == forward
+
+
+@contextlib.contextmanager
+def exchanges():
+    """Bytes that each collective call hands out."""
+    seen, before = [], (dist.all_reduce, dist.all_gather)
+
+    def all_reduce(tensor, **given):
+        seen.append(tensor.nbytes)
+        return before[0](tensor, **given)
+
+    def all_gather(tensors, *others):
+        seen.append(sum(tensor.nbytes for tensor in tensors))
+        return before[1](tensors, *others)
+
+    dist.all_reduce, dist.all_gather = all_reduce, all_gather
+    try:
+        yield seen
+    finally:
+        dist.all_reduce, dist.all_gather = before
+
+
 def rows_divided(dtype):
     part = own(ROWS)
     for options in OPTIONS:
@@ -105,14 +201,22 @@ def rows_divided(dtype):
 def errors_are_everyones():
     """Whatever is wrong on one rank raises on all, and the group goes on working."""
     logits, target = problem(torch.float32)
-    last = dist.get_rank() == dist.get_world_size() - 1
+    size = dist.get_world_size()
+    last = dist.get_rank() == size - 1
     part = own(CLASSES)
     at = {"class_offset": part.start, "classes": CLASSES}
     bad = target.clone()
     bad[5] = CLASSES
 
+    x, linear_weight, bias, rows = layer(torch.float32)
+    beyond = rows.clone()
+    beyond[1, 2] = CLASSES
+
     def spoilt(good, broken):
         return broken if last else good
+
+    def head(x=x, rows=rows, **others):
+        return vocabulary_parallel_linear_cross_entropy(x, linear_weight[part], rows, **at | others)
 
     cases = [
         (IndexError, "targets", lambda: vocabulary_parallel_cross_entropy(
@@ -124,6 +228,15 @@ def errors_are_everyones():
         (IndexError, "targets", lambda: data_parallel_cross_entropy(logits, spoilt(target, bad))),
         (TypeError, "logits", lambda: data_parallel_cross_entropy(
             spoilt(logits, logits.long()), target)),
+        (ValueError, "target: .*no gradient", lambda: data_parallel_cross_entropy(
+            logits, spoilt(target, logits.clone().requires_grad_()))),
+        (IndexError, "targets", lambda: head(rows=spoilt(rows, beyond))),
+        (ValueError, "target: expected shape", lambda: head(rows=spoilt(rows, rows[:1]))),
+        (ValueError, "bias", lambda: head(linear_bias=spoilt(bias[part], bias[:1]))),
+        (ValueError, "class_offset", lambda: head(class_offset=spoilt(part.start, CLASSES))),
+        (ValueError, "weight: expected shape", lambda: head(x=spoilt(x, x[..., :3]))),
+        (ValueError, "weight: .*no gradient", lambda: head(
+            weight=WEIGHT[part].clone().requires_grad_(last))),
     ]  # fmt: skip
     if dist.get_world_size() > 1:
         cases += [
@@ -133,43 +246,34 @@ def errors_are_everyones():
                 logits, target, z_loss=spoilt(0.0, 0.1))),
             (ValueError, "classes", lambda: vocabulary_parallel_cross_entropy(
                 logits[:, :5], target, class_offset=0, classes=CLASSES)),
+            (AttributeError if last else RuntimeError, "no attribute 'shape'", lambda: head(
+                x=spoilt(x, x.tolist()))),
+            (ValueError, "same on every rank", lambda: head(softcap=spoilt(None, 3.0))),
+            (ValueError, "same on every rank", lambda: head(
+                x=spoilt(x, x.reshape(4, -1, 6)), rows=spoilt(rows, rows.reshape(4, -1)))),
+            (ValueError, "same on every rank", lambda: head(x=x.clone().requires_grad_(last))),
         ]  # fmt: skip
     for kind, message, call in cases:
         with pytest.raises(kind, match=message) as caught:
             call()
         if not last and "same" not in message and message != "classes":
-            assert f"rank {dist.get_world_size() - 1}: " in str(caught.value)
+            assert f"rank {size - 1}: " in str(caught.value)
     loss = vocabulary_parallel_cross_entropy(logits[:, part], target, **at)
     torch.testing.assert_close(loss, F.cross_entropy(logits, target))
     loss = data_parallel_cross_entropy(logits.requires_grad_(), target)
-    with pytest.raises(NotImplementedError, match="second derivatives"):
-        torch.autograd.grad(loss, logits, create_graph=True)
+    for differentiable in (loss, head(x.requires_grad_())):
+        with pytest.raises(NotImplementedError, match="second derivatives"):
+            torch.autograd.grad(differentiable, [logits, x], create_graph=True, allow_unused=True)
 
 
-def rank(number, size, file):
-    torch.set_num_threads(1)
-    fastce.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{file}", rank=number, world_size=size,
-        timeout=timedelta(seconds=240),
-    )  # fmt: skip
+def program():
     for dtype in (torch.float32, torch.bfloat16):
         classes_divided(dtype)
         rows_divided(dtype)
+        linear_layer_divided(dtype)
+    what_is_exchanged()
     errors_are_everyones()
-    dist.destroy_process_group()
-
-
-def main():
-    # Ranks are forked from a process that has imported everything and started no thread.
-    multiprocessing.set_forkserver_preload(["tests.torch_distributed_program"])
-    for size in map(int, sys.argv[1:]):
-        with tempfile.TemporaryDirectory() as folder:
-            torch.multiprocessing.start_processes(
-                rank, (size, Path(folder) / "store"), size, start_method="forkserver"
-            )
-        print(f"{size} ranks: all well")
 
 
 if __name__ == "__main__":
-    main()
+    run_on_ranks("tests.torch_distributed_program")

@@ -14,7 +14,6 @@ from fastce._linear_slice import LinearSlice
 from fastce.dask._chunks import any_array, chunked, in_chunks, key_of, whole
 from fastce.dask._graph import Index, Key, add, in_chunk, pick
 from fastce.dask._labelled import Labelled, Logits
-from fastce.losses import inverse
 
 # Gradients of weights that are held until they are added: they are large.
 BRANCHES = 2
@@ -280,12 +279,10 @@ def _scaled(
     sums: shards.Sums, options: arguments.Options, scalar: float, g: Any
 ) -> tuple[arguments.Options, Any]:
     """Options for a part of the rows, and the upstream gradient of its sum."""
-    weights, count = sums.divisors(options)
+    factor, z_loss = sums.scales(options)
     reduction: Reduction = "none" if options.reduction == "none" else "sum"
-    part = options._replace(
-        z_loss=options.z_loss * weights * inverse(count), reduction=reduction, normalizer=None
-    )
-    return part, scalar * inverse(weights) * (1.0 if g is None else g)
+    part = options._replace(z_loss=z_loss, reduction=reduction, normalizer=None)
+    return part, scalar * factor * (1.0 if g is None else g)
 
 
 def _whole_layer(

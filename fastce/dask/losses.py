@@ -12,7 +12,7 @@ from fastce._arguments import Reduction
 from fastce.dask._chunks import chunked, key_of
 from fastce.dask._graph import Index, Key, add, in_chunk, pick
 from fastce.dask._labelled import Labelled
-from fastce.losses import CrossEntropyStats, inverse
+from fastce.losses import CrossEntropyStats
 
 
 def cross_entropy(
@@ -248,8 +248,8 @@ def _grad(
     z: Any, y: Any, total: shards.Partial, sums: shards.Sums, g: Any, *,
     options: arguments.Options, scalar: float, **part: Any,
 ) -> Any:  # fmt: skip
-    weights, count = sums.divisors(options)
+    factor, z_loss = sums.scales(options)
     return shards.grad(
-        z, y, total, z_loss=options.z_loss * weights * inverse(count), reduction="none",
-        grad_output=scalar * inverse(weights) * (1.0 if g is None else g), **part,
+        z, y, total, z_loss=z_loss, reduction="none",
+        grad_output=scalar * factor * (1.0 if g is None else g), **part,
     )  # fmt: skip

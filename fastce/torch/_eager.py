@@ -1,4 +1,10 @@
-"""Cross-entropy of logits in eager mode: loss and gradient in one pass, past the dispatcher."""
+"""Cross-entropy of logits in eager mode, past the dispatcher.
+
+On the CPU loss and gradient are computed in one pass, for an upstream gradient of 1. Whether it was
+that would have to be asked of a CUDA device and waited for, and multiplying afterwards would read
+and write the gradient once more: there it is computed in backward, as for losses of rows, whose
+upstream gradients are not known before.
+"""
 
 from typing import Any
 
@@ -6,9 +12,14 @@ import torch
 from torch import Tensor
 
 from fastce.torch import _logits
-from fastce.torch._tensors import Options, empty_like
+from fastce.torch._tensors import Options
 
 _NO_GRADIENTS = (None,) * 4
+
+
+def _in_backward(input: Tensor, options: Options) -> bool:
+    """Whether the gradient is left to the backward pass."""
+    return input.is_cuda or options.reduction == "none"
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -25,11 +36,11 @@ class CrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(input, target, weight)
         ctx.arguments = axis, options
-        if options.reduction == "none":
+        if _in_backward(input, options):
             return _logits.loss(input, target, weight, axis, options)
         # Not among the saved tensors: whoever takes it may write to it.
-        ctx.gradient = empty_like(input)
-        return _logits.loss_and_gradient(input, target, weight, axis, options, ctx.gradient)
+        loss, ctx.gradient = _logits.loss_and_gradient(input, target, weight, axis, options)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -47,8 +58,7 @@ class CrossEntropy(torch.autograd.Function):
 class InPlace(torch.autograd.Function):
     """The loss, whose gradient takes the memory of the logits.
 
-    With reduction="none" that happens in backward, when the upstream gradients are known. The
-    version counter tells torch of it: who needs the logits afterwards gets torch's own error.
+    The version counter tells torch of it: who needs the logits afterwards gets torch's own error.
     """
 
     @staticmethod
@@ -57,10 +67,10 @@ class InPlace(torch.autograd.Function):
     ) -> Tensor:
         ctx.arguments = axis, options
         memory = input.detach()  # shares the version counter
-        if options.reduction == "none":
+        if _in_backward(input, options):
             loss = _logits.loss(input, target, weight, axis, options)
         else:
-            loss = _logits.loss_and_gradient(input, target, weight, axis, options, memory)
+            loss, _ = _logits.loss_and_gradient(input, target, weight, axis, options, memory)
             torch.autograd.graph.increment_version(memory)
         ctx.save_for_backward(memory, target, weight)
         return loss
@@ -74,7 +84,7 @@ class InPlace(torch.autograd.Function):
                 "in_place: expected a backward without create_graph, got one with it: "
                 "the logits that second derivatives need are gone"
             )
-        if options.reduction == "none":
+        if _in_backward(memory, options):
             _logits.gradient(g, memory, target, weight, axis, options, memory)
             torch.autograd.graph.increment_version(memory)
         elif g.item() != 1.0:

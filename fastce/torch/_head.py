@@ -24,15 +24,31 @@ from fastce.torch._tensors import (
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
-def _arguments(
+def flattened(
+    input: Tensor, linear_weight: Tensor, target: Tensor
+) -> tuple[tuple[int, ...], Tensor, Tensor]:
+    """Shape of the rows, and input and target with one axis of rows."""
+    rows, classes = tuple(input.shape[:-1]), len(linear_weight)
+    x = input if input.ndim == 2 else input.reshape(-1, input.shape[-1])
+    if target.shape == rows:
+        return rows, x, target.reshape(-1)
+    if target.shape == (*rows, classes):
+        return rows, x, target.reshape(-1, classes)
+    raise ValueError(
+        f"target: expected shape {rows} or {(*rows, classes)} for input of shape "
+        f"{(*input.shape,)}, got {(*target.shape,)}"
+    )
+
+
+def arrays(
     input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None,
-    weight: Tensor | None, options: Options,
+    weight: Tensor | None,
 ) -> dict[str, Any]:  # fmt: skip
     """What the core takes; wide, as it cannot convert bits, and as gradients are rounded once."""
     return {
         "x": array(wide(input)), "weight": array(wide(linear_weight)), "targets": array(target),
         "bias": None if linear_bias is None else array(wide(linear_bias)),
-        "class_weight": class_weight(weight), **options._asdict(),
+        "class_weight": class_weight(weight),
     }  # fmt: skip
 
 
@@ -41,8 +57,9 @@ def loss(
     weight: Tensor | None, options: Options,
 ) -> Tensor:  # fmt: skip
     """The loss alone."""
-    arguments = _arguments(input, linear_weight, target, linear_bias, weight, options)
-    return loss_tensor(fastce.linear_cross_entropy(**arguments), loss_dtype(input, linear_weight))
+    given = arrays(input, linear_weight, target, linear_bias, weight)
+    value = fastce.linear_cross_entropy(**given, **options._asdict())
+    return loss_tensor(value, loss_dtype(input, linear_weight))
 
 
 def loss_and_gradients(
@@ -55,7 +72,7 @@ def loss_and_gradients(
         for t in (input, linear_weight, linear_bias)
     )
     value, _ = fastce.linear_cross_entropy_and_grad(
-        **_arguments(input, linear_weight, target, linear_bias, weight, options),
+        **arrays(input, linear_weight, target, linear_bias, weight), **options._asdict(),
         grad_output=None if grad_output is None else upstream(grad_output),
         out=(optional_array(dx), optional_array(dweight), optional_array(dbias)),
     )  # fmt: skip
@@ -141,13 +158,20 @@ def _no_second_derivatives(ctx: Any, *grad_outputs: Any) -> None:
     )
 
 
+def _no_forward_mode(ctx: Any, *tangents: Any) -> None:
+    raise NotImplementedError(
+        "forward-mode derivatives: expected cross_entropy(F.linear(input, linear_weight), target), "
+        "got linear_cross_entropy"
+    )
+
+
 def _keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     pass
 
 
-linear_cross_entropy = differentiable(_linear_cross_entropy, _keep, _backward)
+linear_cross_entropy = differentiable(_linear_cross_entropy, _keep, _backward, _no_forward_mode)
 linear_cross_entropy_grad = differentiable(
-    _linear_cross_entropy_grad, _keep_nothing, _no_second_derivatives
+    _linear_cross_entropy_grad, _keep_nothing, _no_second_derivatives, _no_forward_mode
 )
 
 

@@ -16,8 +16,11 @@ from fastce.torch._tensors import (
     array,
     class_weight,
     empty_like,
+    kernel_array,
     loss_dtype,
     loss_tensor,
+    optional_array,
+    tensor_of,
     upstream,
     wide,
 )
@@ -28,9 +31,12 @@ _NO_GRADIENTS = (None,) * 8  # of the arguments behind the target
 def _arguments(
     input: Tensor, target: Tensor, weight: Tensor | None, axis: int, options: Options
 ) -> dict[str, Any]:
+    place = kernel_array(input)
+    ignore_index, label_smoothing, z_loss, softcap, reduction, normalizer = options
     return {
-        "logits": array(input), "targets": array(target), "weight": class_weight(weight),
-        "axis": axis, **options._asdict(),
+        "logits": place(input), "targets": place(target), "weight": class_weight(weight, place),
+        "axis": axis, "ignore_index": ignore_index, "label_smoothing": label_smoothing,
+        "z_loss": z_loss, "softcap": softcap, "reduction": reduction, "normalizer": normalizer,
     }  # fmt: skip
 
 
@@ -43,13 +49,16 @@ def loss(
 
 
 def loss_and_gradient(
-    input: Tensor, target: Tensor, weight: Tensor | None, axis: int, options: Options, out: Tensor
-) -> Tensor:
-    """The loss, and its gradient into `out`, in one pass."""
-    loss, _ = fastce.cross_entropy_and_grad(
-        **_arguments(input, target, weight, axis, options), out=array(out)
+    input: Tensor, target: Tensor, weight: Tensor | None, axis: int, options: Options,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The loss of logits on the CPU and its gradient, into `out` or fresh memory, in one pass."""
+    if out is None and not input.is_contiguous():  # such strides the core would choose otherwise
+        out = empty_like(input)
+    loss, gradient = fastce.cross_entropy_and_grad(
+        **_arguments(input, target, weight, axis, options), out=optional_array(out)
     )
-    return loss_tensor(loss, loss_dtype(input))
+    return loss_tensor(loss, loss_dtype(input)), tensor_of(gradient) if out is None else out
 
 
 def gradient(
@@ -60,7 +69,7 @@ def gradient(
     out = empty_like(input) if out is None else out
     fastce.cross_entropy_and_grad(
         **_arguments(input, target, weight, axis, options),
-        grad_output=upstream(grad_output), out=array(out),
+        grad_output=upstream(grad_output), out=kernel_array(input)(out),
     )  # fmt: skip
     return out
 
@@ -93,18 +102,26 @@ def _cross_entropy_grad(
 @torch.library.custom_op("fastce::hessian_vector_product", mutates_args=())
 def _hessian_vector_product(input: Tensor, v: Tensor, factor: Tensor, axis: int) -> Tensor:
     """The Hessian of each row's plain loss, times its factor and a vector."""
+    if input.is_cuda:
+        raise NotImplementedError(
+            f"second derivatives: expected logits on the CPU, got some on {input.device}: "
+            "fastce.cuda has no hessian_vector_product"
+        )
     product = fastce.hessian_vector_product(
         array(wide(input)), array(wide(v)), axis=axis, grad_output=upstream(factor)
     )
     return torch.empty_like(input).copy_(torch.from_numpy(product))
 
 
-@_cross_entropy.register_fake
-def _(input: Tensor, target: Tensor, weight: Tensor | None, axis: int, *options: Any) -> Tensor:
+def _loss_shape(input: Tensor, axis: int, options: Options) -> list[int]:
     shape = list(input.shape)
     del shape[axis]
-    rows = shape if Options(*options).reduction == "none" else ()
-    return input.new_empty(rows, dtype=loss_dtype(input))
+    return shape if options.reduction == "none" else []
+
+
+@_cross_entropy.register_fake
+def _(input: Tensor, target: Tensor, weight: Tensor | None, axis: int, *options: Any) -> Tensor:
+    return input.new_empty(_loss_shape(input, axis, Options(*options)), dtype=loss_dtype(input))
 
 
 @_cross_entropy_grad.register_fake
@@ -124,6 +141,7 @@ def _keep_loss(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, target, weight, ctx.axis, *options = inputs
     ctx.options = Options(*options)
     ctx.save_for_backward(input, target, weight)
+    ctx.save_for_forward(input, target, weight)
 
 
 def _loss_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -133,37 +151,53 @@ def _loss_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     if by_input:
         grad_input = cross_entropy_grad(g, input, target, weight, ctx.axis, *ctx.options)
     if by_target:
-        softcap = ctx.options.softcap
-        z = input if softcap is None else softcap * torch.tanh(input / softcap)
-        surprise = -torch.log_softmax(z, ctx.axis, dtype=g.dtype)
         factor = _target_factor(g, input, target, weight, ctx.axis, ctx.options)
+        surprise = _surprise(input, ctx.axis, ctx.options, g.dtype)
         grad_target = (factor * surprise).to(target.dtype)
     return grad_input, grad_target, *_NO_GRADIENTS
+
+
+def _loss_forward(ctx: Any, v: Tensor | None, h: Tensor | None, *_: None) -> Tensor:
+    """The derivative along v, of the logits, and h, of probabilities as targets."""
+    input, target, weight = ctx.saved_tensors
+    axis, options = ctx.axis, ctx.options
+    one = input.new_ones(_loss_shape(input, axis, options), dtype=loss_dtype(input))
+    terms = []
+    if v is not None:
+        terms.append(
+            cross_entropy_grad(one, input, target, weight, axis, *options).to(one.dtype) * v
+        )
+    if h is not None:
+        factor = _target_factor(one, input, target, weight, axis, options)
+        terms.append(factor * _surprise(input, axis, options, one.dtype) * h)
+    return sum(terms).to(one.dtype).sum(axis if one.ndim else None)
+
+
+def _surprise(input: Tensor, axis: int, options: Options, dtype: torch.dtype) -> Tensor:
+    """-log p of every class."""
+    softcap = options.softcap
+    z = input if softcap is None else softcap * torch.tanh(input / softcap)
+    return -torch.log_softmax(z, axis, dtype=dtype)
 
 
 def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     g, input, target, weight, ctx.axis, *options = inputs
     ctx.options = Options(*options)
     ctx.save_for_backward(g, input, target, weight)
+    ctx.save_for_forward(g, input, target, weight)
 
 
 def _gradient_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     g, input, target, weight = ctx.saved_tensors
     axis, options = ctx.axis, ctx.options
     by_upstream, by_input, by_target, *_ = ctx.needs_input_grad
-    if options.z_loss or options.softcap is not None:
-        raise NotImplementedError(
-            "second derivatives: expected neither z_loss nor softcap, got "
-            f"z_loss={options.z_loss}, softcap={options.softcap}"
-        )
+    _refuse_curved_options(options)
     grad_g = grad_input = grad_target = None
     if by_upstream:
         unit = cross_entropy_grad(torch.ones_like(g), input, target, weight, axis, *options)
         grad_g = (unit.to(g.dtype) * v).sum(axis if g.ndim else None)
     if by_input:
-        share = inverse(divisors(1, input, target, weight, axis, options), 0.0)[0]
-        factor = g * share * _label_mass(input, target, weight, axis, options)
-        grad_input = hessian_vector_product(input, v, factor, axis)
+        grad_input = _curvature(g, input, target, weight, axis, options, v)
     if by_target:
         p = torch.softmax(input, axis, dtype=g.dtype)
         centred = (p * v).sum(axis, keepdim=True) - v
@@ -172,19 +206,59 @@ def _gradient_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     return grad_g, grad_input, grad_target, *_NO_GRADIENTS
 
 
+def _gradient_forward(
+    ctx: Any, dg: Tensor | None, v: Tensor | None, h: Tensor | None, *_: None
+) -> Tensor:
+    """The derivative along dg, of the upstream gradient, v, of the logits, and h, of targets."""
+    g, input, target, weight = ctx.saved_tensors
+    axis, options = ctx.axis, ctx.options
+    _refuse_curved_options(options)
+    terms = []
+    if dg is not None:
+        unit = cross_entropy_grad(torch.ones_like(g), input, target, weight, axis, *options)
+        terms.append(unit * (dg.unsqueeze(axis) if dg.ndim else dg))
+    if v is not None:
+        terms.append(_curvature(g, input, target, weight, axis, options, v))
+    if h is not None:
+        u = _target_factor(g, input, target, weight, axis, options) * h
+        p = torch.softmax(input, axis, dtype=g.dtype)
+        terms.append(p * u.sum(axis, keepdim=True) - u)
+    return sum(terms).to(input.dtype)
+
+
+def _curvature(
+    g: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, axis: int, options: Options,
+    v: Tensor,
+) -> Tensor:  # fmt: skip
+    """The Hessian of the loss with respect to the input, times a vector and upstream gradients."""
+    share = inverse(divisors(1, input, target, weight, axis, options), 0.0)[0]
+    factor = g * share * _label_mass(input, target, weight, axis, options)
+    return hessian_vector_product(input, v, factor, axis)
+
+
+def _refuse_curved_options(options: Options) -> None:
+    if options.z_loss or options.softcap is not None:
+        raise NotImplementedError(
+            "second derivatives: expected neither z_loss nor softcap, got "
+            f"z_loss={options.z_loss}, softcap={options.softcap}"
+        )
+
+
 def _keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     pass
 
 
-def _no_third_derivatives(ctx: Any, g: Tensor) -> None:
+def _no_third_derivatives(ctx: Any, *_: Tensor | None) -> None:
     raise NotImplementedError("third derivatives: expected at most second ones")
 
 
 hessian_vector_product = differentiable(
-    _hessian_vector_product, _keep_nothing, _no_third_derivatives
+    _hessian_vector_product, _keep_nothing, _no_third_derivatives, _no_third_derivatives
 )
-cross_entropy = differentiable(_cross_entropy, _keep_loss, _loss_backward)
-cross_entropy_grad = differentiable(_cross_entropy_grad, _keep_gradient, _gradient_backward)
+cross_entropy = differentiable(_cross_entropy, _keep_loss, _loss_backward, _loss_forward)
+cross_entropy_grad = differentiable(
+    _cross_entropy_grad, _keep_gradient, _gradient_backward, _gradient_forward
+)
 
 
 def _by_class(weight: Tensor, input: Tensor, axis: int) -> Tensor:
@@ -219,12 +293,12 @@ def divisors(
 ) -> Tensor:
     """What the sum over each of some equal parts of the rows is divided by, in float64."""
     if options.reduction != "mean":
-        return torch.ones(1, dtype=torch.float64)
+        return input.new_ones(1, dtype=torch.float64)
     if options.normalizer is not None:
-        return torch.full((1,), options.normalizer, dtype=torch.float64)
+        return input.new_full((1,), options.normalizer, dtype=torch.float64)
     if target.is_floating_point():
         rows = input.numel() // (parts * input.shape[axis])
-        return torch.full((1,), rows, dtype=torch.float64)
+        return input.new_full((1,), rows, dtype=torch.float64)
     return _own_weight(target, weight, options.ignore_index).reshape(parts, -1).sum(1)
 
 

@@ -8,7 +8,7 @@ from fastce.torch import _head, _logits
 from fastce.torch import _vmap as _vmap  # registers its rules
 from fastce.torch._eager import CrossEntropy, InPlace
 from fastce.torch._head import LinearCrossEntropy
-from fastce.torch._tensors import Options, eager
+from fastce.torch._tensors import Options, eager, is_dtensor, refuse_gradient
 
 
 def cross_entropy(
@@ -39,7 +39,8 @@ def cross_entropy(
     Parameters
     ----------
     input : torch.Tensor of float64, float32, float16 or bfloat16
-        Logits, of any strides, on the CPU: (C,), (N, C) or (N, C, d1, ...).
+        Logits, of any strides, on the CPU or a CUDA device: (C,), (N, C) or (N, C, d1, ...). A
+        DTensor may have its classes and rows divided; see docs/torch.md.
     target : torch.Tensor
         Classes, integers of any dtype shaped like `input` without the class axis; or probabilities,
         floats shaped like `input`, which may require a gradient.
@@ -71,8 +72,9 @@ def cross_entropy(
         As `fastce.cross_entropy` does, which calls the two `logits` and `targets`. ValueError also
         if `weight` requires a gradient, or `in_place` is asked for a leaf.
     NotImplementedError
-        If a tensor is not on the CPU; for `in_place` under torch.compile or torch.func; for second
-        derivatives with `z_loss` or `softcap`; for forward-mode derivatives.
+        If a tensor is neither on the CPU nor with `input` on a CUDA device; for `in_place` under
+        torch.compile or torch.func or for a DTensor; for second derivatives with `z_loss` or
+        `softcap`, on a CUDA device, or of forward mode in forward mode.
 
     See Also
     --------
@@ -83,8 +85,9 @@ def cross_entropy(
     -----
     In eager mode loss and gradient are computed in one pass if `input` requires a gradient, and the
     loss alone otherwise. An upstream gradient other than 1 costs a second pass: divide by
-    `normalizer` instead of afterwards. With "none", under torch.compile and under torch.func the
-    gradient is computed in the backward pass, into which the upstream gradient enters.
+    `normalizer` instead of afterwards. With "none", under torch.compile and torch.func, and on a
+    CUDA device the gradient is computed in the backward pass, into which the upstream gradient
+    enters.
 
     Second derivatives come from `fastce.hessian_vector_product`, third ones do not come.
 
@@ -114,8 +117,14 @@ def cross_entropy(
     if input.ndim == 1 and axis == 1:
         axis = 0
     arguments = input, target, weight, axis
+    watched = not eager(input, target, weight)
+    if watched and is_dtensor(input):
+        from fastce.torch import _dtensor
+
+        _check_in_place(in_place, None)
+        return _as_asked(_dtensor.cross_entropy(*arguments, options), input, dtype)
     differentiated = _differentiated(weight, input, target)
-    if not eager(input, target, weight) or (differentiated and target.requires_grad):
+    if watched or (differentiated and target.requires_grad):
         _check_in_place(in_place, None)
         loss = _logits.cross_entropy(*arguments, *options)
     elif not differentiated:
@@ -213,21 +222,10 @@ def linear_cross_entropy(
         -100 if ignore_index is None else ignore_index,
         label_smoothing, z_loss, softcap, reduction, normalizer,
     )  # fmt: skip
-    rows = input.shape[:-1]
-    x = input if input.ndim == 2 else input.reshape(-1, input.shape[-1])
-    if target.shape == rows:
-        labels = target.reshape(-1)
-    elif target.shape == (*rows, len(linear_weight)):
-        labels = target.reshape(-1, len(linear_weight))
-    else:
-        raise ValueError(
-            f"target: expected shape {(*rows,)} or {(*rows, len(linear_weight))} for input of "
-            f"shape {(*input.shape,)}, got {(*target.shape,)}"
-        )
+    rows, x, labels = _head.flattened(input, linear_weight, target)
     arguments = x, linear_weight, labels, linear_bias, weight
     differentiated = _differentiated(weight, *(t for t in arguments[:4] if t is not None))
-    if differentiated and target.requires_grad:
-        raise ValueError("target: expected a tensor that requires no gradient, got one that does")
+    refuse_gradient("target", differentiated and target.requires_grad)
     if not eager(*arguments):
         loss = _head.linear_cross_entropy(*arguments, *options)
     elif not differentiated:
@@ -243,9 +241,11 @@ def _differentiated(weight: Tensor | None, *tensors: Tensor) -> bool:
     """Whether gradients are asked for; that of class weights nobody computes."""
     if not torch.is_grad_enabled():
         return False
-    if weight is not None and weight.requires_grad:
-        raise ValueError("weight: expected a tensor that requires no gradient, got one that does")
-    return any(tensor.requires_grad for tensor in tensors)
+    refuse_gradient("weight", weight is not None and weight.requires_grad)
+    for tensor in tensors:  # noqa: SIM110 (a generator takes three times as long)
+        if tensor.requires_grad:
+            return True
+    return False
 
 
 def _check_in_place(in_place: bool, input: Tensor | None) -> None:
@@ -254,8 +254,8 @@ def _check_in_place(in_place: bool, input: Tensor | None) -> None:
         return
     if input is None:
         raise NotImplementedError(
-            "in_place: expected False under torch.compile, torch.func and for targets that require "
-            "a gradient, got True"
+            "in_place: expected False under torch.compile, torch.func and forward_ad, for DTensors "
+            "and for targets that require a gradient, got True"
         )
     whole = input if input._base is None else input._base
     if whole.is_leaf and whole.requires_grad:
@@ -264,6 +264,8 @@ def _check_in_place(in_place: bool, input: Tensor | None) -> None:
 
 def _as_asked(loss: Tensor, input: Tensor, dtype: torch.dtype | None) -> Tensor:
     """The loss in the dtype asked for, or that of the input."""
+    if dtype is None and loss.dtype is input.dtype:
+        return loss
     if dtype is None:
         autocast = torch.is_autocast_enabled(input.device.type)
         dtype = loss.dtype if autocast else input.dtype

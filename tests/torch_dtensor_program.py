@@ -1,0 +1,185 @@
+"""What test_torch_distributed runs for DTensors: every layout gives what one process would."""
+
+import itertools
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F  # noqa: N812
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import loss_parallel
+from torch.distributed.tensor.placement_types import _StridedShard
+from torch.testing import assert_close
+
+import fastce.torch as ft
+from tests.torch_ranks import run_on_ranks
+
+SHAPE = ROWS, CLASSES, PLACES = 7, 11, 5
+WEIGHT = torch.rand(CLASSES, generator=torch.Generator().manual_seed(2))
+OPTIONS = [
+    {},
+    {"weight": WEIGHT, "label_smoothing": 0.1, "ignore_index": 3, "z_loss": 0.01},
+]
+
+
+def problem(soft=False, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(SHAPE, generator=generator)
+    if soft:
+        return logits.to(dtype), torch.rand(SHAPE, generator=generator).to(dtype)
+    return logits.to(dtype), torch.randint(CLASSES, (ROWS, PLACES), generator=generator)
+
+
+def spread(tensor, mesh, placements):
+    """A DTensor of what every rank has."""
+    return distribute_tensor(tensor, mesh, placements, src_data_rank=None)
+
+
+def assert_spread(got, whole, placements, **tolerance):
+    assert got.placements == tuple(placements)
+    assert got.shape == whole.shape
+    want = spread(whole.detach(), got.device_mesh, placements).to_local()
+    assert_close(got.detach().to_local(), want, **tolerance)
+
+
+def meshes():
+    size = dist.get_world_size()
+    return [
+        init_device_mesh("cpu", shape) for shape in ([(2, 2), (4,)] if size == 4 else [(size,)])
+    ]
+
+
+def of_rows(placements):
+    """Where torch's loss_parallel has the targets, by its own table."""
+    return [{Shard(1): Replicate(), Shard(2): Shard(1)}.get(p, p) for p in placements]
+
+
+def every_layout():
+    for mesh in meshes():
+        for placements in itertools.product(
+            [Replicate(), Shard(0), Shard(1), Shard(2)], repeat=mesh.ndim
+        ):
+            for options, reduction in itertools.product(OPTIONS, ["mean", "none"]):
+                check(mesh, placements, {**options, "reduction": reduction})
+            check(mesh, placements, {"reduction": "sum"}, soft=True)
+            check(mesh, placements, {"normalizer": 3.0}, dtype=torch.bfloat16)
+
+
+def check(mesh, placements, options, soft=False, dtype=torch.float32):
+    logits, target = problem(soft, dtype)
+    reduction = options.get("reduction", "mean")
+    leaf = logits.clone().requires_grad_()
+    want = ft.cross_entropy(leaf, target, **options, dtype=torch.float32)
+    upstream = torch.linspace(0.5, 1.5, want.numel()).reshape(want.shape)
+    (wanted,) = torch.autograd.grad(want, leaf, upstream)
+    z = spread(logits, mesh, placements).requires_grad_()
+    mine = list(placements) if soft else of_rows(placements)
+    with CommDebugMode() as exchanged:
+        y = spread(target, mesh, mine)
+        loss = ft.cross_entropy(z, y, **options, dtype=torch.float32)
+    others = [Replicate()] * mesh.ndim
+    where = of_rows(placements) if reduction == "none" else others
+    assert_spread(loss, want, where, rtol=1e-6, atol=1e-7)
+    rows = sum(p in (Shard(0), Shard(2)) for p in placements) if reduction != "none" else 0
+    divided = sum(p == Shard(1) for p in placements)
+    # That ranks agree, records, sums; nothing for the arguments, and nothing in the backward pass.
+    assert exchanged.get_total_counts() == mesh.ndim + divided + rows
+    above = spread(upstream, mesh, where)
+    with CommDebugMode() as exchanged:
+        (grad,) = torch.autograd.grad(loss, z, above)
+    assert exchanged.get_total_counts() == 0
+    assert grad.dtype is dtype
+    assert_spread(grad, wanted, placements)
+    given = {"weight": spread(options.pop("weight"), mesh, others)} if "weight" in options else {}
+    again = ft.cross_entropy(z, spread(target, mesh, others), **given, **options)
+    assert_close(again.to_local(), loss.to_local().to(dtype), rtol=0, atol=0)
+    if all(p == Replicate() for p in mine):
+        loss = ft.CrossEntropyLoss(**options, **given)(z, target)
+        assert_close(loss.to_local(), again.to_local(), rtol=0, atol=0)
+
+
+def as_loss_parallel():
+    """Values, gradients and layouts of torch's own context, for what it can do."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for options, reduction in itertools.product(
+        [{}, {"weight": WEIGHT}, {"ignore_index": 3}], ["mean", "sum", "none"]
+    ):
+        logits, target = problem()
+        found = []
+        for function in (F.cross_entropy, ft.cross_entropy):
+            z = spread(logits, mesh, [Shard(1)]).requires_grad_()
+            with loss_parallel():
+                loss = function(z, target, **options, reduction=reduction)
+                loss.backward(torch.ones_like(loss))
+            found.append((loss, z.grad))
+        for theirs, ours in zip(*found, strict=True):
+            assert ours.placements == theirs.placements
+            assert_close(ours.to_local(), theirs.to_local())
+
+
+def errors_are_everyones():
+    size, rank = dist.get_world_size(), dist.get_rank()
+    mesh = meshes()[0]
+    last = rank == size - 1
+    logits, target = problem()
+    layout = [Shard(1)] if mesh.ndim == 1 else [Shard(0), Shard(1)]
+    z, labels = spread(logits, mesh, layout), of_rows(layout)
+    y = spread(target, mesh, labels)
+    beyond = target.clone()
+    beyond[:, 0] = CLASSES
+    wrong = DTensor.from_local(
+        z.to_local()[:-1] if last else z.to_local(), mesh, layout, shape=z.shape, stride=z.stride()
+    )
+    strided = [_StridedShard(1, split_factor=2), *layout[1:]]
+    everywhere = [Replicate()] * mesh.ndim
+    cases = [
+        (ValueError, "input: expected Shard or Replicate .* got P", lambda: ft.cross_entropy(
+            DTensor.from_local(logits, mesh, [Partial()] * mesh.ndim), target)),
+        (ValueError, "input: expected Shard or Replicate .* got _S", lambda: ft.cross_entropy(
+            DTensor.from_local(z.to_local(), mesh, strided, shape=z.shape, stride=z.stride()), y)),
+        (ValueError, "input: expected a part of shape", lambda: ft.cross_entropy(wrong, y)),
+        (IndexError, f"targets: .* got {CLASSES}", lambda: ft.cross_entropy(
+            z, spread(beyond if last else target, mesh, labels))),
+        (ValueError, "target: expected shape", lambda: ft.cross_entropy(z, y[:, 1:])),
+        (ValueError, "weight: expected shape", lambda: ft.cross_entropy(z, y, WEIGHT[1:])),
+        (ValueError, "weight: .*no gradient", lambda: ft.cross_entropy(
+            z, y, WEIGHT.clone().requires_grad_(last))),
+        (ValueError, "axis", lambda: ft.cross_entropy(z, y, axis=3)),
+        (NotImplementedError, "in_place", lambda: ft.cross_entropy(z, y, in_place=True)),
+        (ValueError, "target: expected placements", lambda: ft.cross_entropy(
+            z, DTensor.from_local(target, mesh, [Partial()] * mesh.ndim))),
+        (ValueError, "target: expected the mesh", lambda: ft.cross_entropy(
+            z, spread(target, init_device_mesh("cpu", (1, size, 1)), [Replicate()] * 3))),
+    ]  # fmt: skip
+    if size > 1:
+        cases += [
+            (ValueError, "input: expected a class on every rank", lambda: ft.cross_entropy(
+                spread(logits[:, :1], mesh, layout), spread(0 * target, mesh, everywhere))),
+            (ValueError, "the same on every rank", lambda: ft.cross_entropy(
+                z, y, z_loss=0.1 * last)),
+        ]  # fmt: skip
+    if mesh.ndim > 1:
+        cases += [
+            (ValueError, "target: expected a DTensor", lambda: ft.cross_entropy(z, target)),
+        ]  # fmt: skip
+    for kind, message, call in cases:
+        with pytest.raises(kind, match=message) as caught:
+            call()
+        if not last and message.startswith(("input: expected a part", "targets")):
+            assert "rank " in str(caught.value)
+    loss = ft.cross_entropy(z.requires_grad_(), y)
+    assert_close(loss.to_local(), F.cross_entropy(logits, target))
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        torch.autograd.grad(loss, z, create_graph=True)
+
+
+def program():
+    every_layout()
+    as_loss_parallel()
+    errors_are_everyones()
+
+
+if __name__ == "__main__":
+    run_on_ranks("tests.torch_dtensor_program")
