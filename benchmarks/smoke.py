@@ -71,11 +71,12 @@ def main() -> None:
     print(f"report: {', '.join(written)}")
     print(f"head: {sum(1 for _ in head.run(head.TINY))} rows")
     for name, found, method in suite():
+        cached = (found().setup_cache(),) if hasattr(found, "setup_cache") else ()
         for values in parameters(found):
             benchmark = found()
             if hasattr(benchmark, "setup"):
-                benchmark.setup(*values)
-            getattr(benchmark, method)(*values)
+                benchmark.setup(*cached, *values)
+            getattr(benchmark, method)(*cached, *values)
         print(f"{name}: {time.perf_counter() - began:.1f} s")
     print(f"all benchmarks run, {time.perf_counter() - began:.1f} s")
 

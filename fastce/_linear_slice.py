@@ -9,6 +9,7 @@ import numpy.typing as npt
 from fastce import _arguments as arguments
 from fastce import shards
 from fastce._arguments import AnyArray
+from fastce._blas import multiply
 
 # Bytes of logits that are held at a time.
 MEMORY = 64 << 20
@@ -87,7 +88,7 @@ class LinearSlice:
                 reduction="none", grad_output=scalar if per_row is None else per_row[rows], out=z,
             )  # fmt: skip
             np.matmul(g, self._wide, out=dx[rows])
-            dweight += g.T @ x
+            multiply(g.T, x, dweight, accumulate=True)
             if dbias is not None:
                 dbias += g.sum(axis=0, dtype=np.float64)
         return dx, dweight, dbias
