@@ -8,17 +8,20 @@ taken in order, so that every call adds up the same numbers in the same order.
 
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fastce import _arguments as arguments
-from fastce import _blas, shards
+from fastce import _blas
 from fastce._arguments import AnyArray
 from fastce._blas import add, multiply
 from fastce.cpu.threads import launch
 from fastce.losses import Call, cross_entropy, cross_entropy_and_grad, inverse
+
+if TYPE_CHECKING:
+    from fastce.shards import Partial
 
 # Bytes that a call may need beside its results: this many, or this share of the logits if more.
 # Fewer rows at a time make slower products, and dweight is read and written once for all of them.
@@ -108,6 +111,8 @@ class Head(NamedTuple):
             logits = self._logits(x, slice(0, step), memory)
             losses: AnyArray = cross_entropy(logits, targets, **self.options)
         else:
+            from fastce import shards
+
             parts = (
                 self._partial(x, targets, part, memory) for part in pieces(len(self.weight), step)
             )
@@ -117,7 +122,9 @@ class Head(NamedTuple):
 
     def _partial(
         self, x: AnyArray, targets: AnyArray, classes: slice, memory: AnyArray
-    ) -> shards.Partial:
+    ) -> "Partial":
+        from fastce import shards
+
         weight: AnyArray | None = self.options["weight"]
         given = {key: self.options[key] for key in ("ignore_index", "label_smoothing", "softcap")}
         return shards.partial(

@@ -359,9 +359,10 @@ def test_interrupt_leaves_nothing_half_written(tmp_path, number, status):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(number)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
     finally:
         process.kill()
+        process.wait()
     assert process.returncode == status
     assert out == ""
     assert err == ("fastce eval: interrupted\n" if number == signal.SIGINT else "")
