@@ -342,7 +342,16 @@ def test_memory_is_bounded(tmp_path, shape, axis, fortran_order):
     assert (tmp_path / "g.npy").stat().st_size == logits.stat().st_size
 
 
+@pytest.fixture
+def heard_interrupts():
+    """Whoever runs the tests in the background ignores SIGINT, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent another way")
+@pytest.mark.usefixtures("heard_interrupts")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupt_leaves_nothing_half_written(tmp_path, number, status):
     # 20 GB of logits: far more than can be done before the signal comes.
