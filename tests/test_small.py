@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fastce
-from fastce import losses
+from fastce import _small, losses
 from tests.checks import draw, draw_targets, same_bits
 
 # An axis that is no plain int is left to the long way.
@@ -81,6 +81,29 @@ def test_what_is_not_plain_goes_the_long_way(kind):
     assert same_bits(fastce.cross_entropy(*given, **options), want)
 
 
+OPTIONS = [
+    {"weight": np.arange(1.0, 5.0)}, {"normalizer": 7.0}, {"label_smoothing": 0.2},
+    {"z_loss": 0.1}, {"softcap": 3.0}, {"reduction": "none"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: next(iter(options)))
+def test_options_go_the_long_way(options):
+    want, want_grad = fastce.cross_entropy_and_grad(Z, Y, **options, **LONG)
+    loss, grad = fastce.cross_entropy_and_grad(Z, Y, **options)
+    assert not np.array_equal(loss, fastce.cross_entropy(Z, Y))
+    assert same_bits(loss, want)
+    assert same_bits(grad, want_grad)
+    assert same_bits(fastce.cross_entropy(Z, Y, **options), want)
+
+
+@pytest.mark.parametrize("shape", [(13108, 10), (0, 10)])
+def test_large_and_empty_calls_go_the_long_way(shape, monkeypatch):
+    z, y = np.zeros(shape, np.float32), np.zeros(shape[0], np.int64)
+    monkeypatch.setattr(_small, "_loss", None)
+    assert fastce.cross_entropy_and_grad(z, y)[1].shape == shape
+
+
 ERRORS = {
     "a bad target": (IndexError, lambda: (Z, Y + 4, np.zeros_like(Z))),
     "a shifted view of the logits": (
@@ -109,6 +132,17 @@ def test_errors_are_those_of_the_long_way_and_nothing_is_written(kind):
         assert same_bits(MEMORY, before[0])
         np.testing.assert_array_equal(out, before[1])
     assert messages[0] == messages[1]
+
+
+def test_targets_that_lie_apart_are_copied_before_the_gradient_goes_between_them():
+    rows = 100  # several tiles: the gradient of the first covers targets of later ones
+    z, y = arrays((rows, 4), np.float64, "plain")
+    want = fastce.cross_entropy_and_grad(z, y, **LONG)[1]
+    memory = np.zeros(8 * rows)
+    apart = memory.view(np.int64)[::8]
+    apart[:] = y
+    out = memory[rows : 5 * rows].reshape(rows, 4)
+    assert same_bits(fastce.cross_entropy_and_grad(z, apart, out=out)[1], want)
 
 
 def test_adjacent_memory_is_no_overlap(monkeypatch):
