@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastce import _arguments as arguments
+from fastce import _outputs as outputs
 from fastce import cpu
 from fastce._arguments import AnyArray, Reduction
 from fastce._devices import on_device
@@ -440,7 +441,7 @@ def cross_entropy_and_grad(
             return small
     call = Call("logits", logits, targets, axis, weight, options)
     upstream = arguments.upstream(grad_output, call.rows, reduction)
-    grad = arguments.output(
+    grad = outputs.gradient(
         out, call.logits, targets=call.labels, weight=call.weight, grad_output=upstream[1]
     )
     return _cross_entropy(call, upstream, grad), grad
