@@ -8,7 +8,7 @@ import numpy.typing as npt
 from fastce import _arguments as arguments
 from fastce import _outputs as outputs
 from fastce._arguments import AnyArray, Reduction
-from fastce.losses import Call, inverse
+from fastce._call import Call, inverse
 
 
 def nll_loss(

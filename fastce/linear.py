@@ -8,8 +8,8 @@ import numpy.typing as npt
 from fastce import _arguments as arguments
 from fastce import _outputs as outputs
 from fastce._arguments import AnyArray, Reduction
+from fastce._call import inverse
 from fastce._head import Head, Products
-from fastce.losses import inverse
 
 Gradients = tuple[AnyArray, AnyArray, AnyArray | None]
 

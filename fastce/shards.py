@@ -49,11 +49,11 @@ import numpy.typing as npt
 from fastce import _arguments as arguments
 from fastce import _outputs as outputs
 from fastce._arguments import AnyArray, Reduction
+from fastce._call import Call, inverse
 from fastce.cpu import calls
 from fastce.cpu import shards as kernels
 from fastce.cpu.layout import blocks, writable
 from fastce.cpu.threads import launch
-from fastce.losses import Call, inverse
 
 Records = npt.NDArray[np.float64]
 
