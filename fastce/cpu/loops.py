@@ -142,14 +142,10 @@ def cross_entropy_rows(
                 t = keep if weight is None else keep * weight[y]
                 raw = load_number(logits, offset + y * each)
                 z_y, slope_y = capped_number(raw, softcap, zero)
-            m, rest = rows.statistics(logits, offset, classes, step, softcap)
-            gap = 0.0
-            mass = 0.0
-            if soft_base is not None or spread != 0.0:
-                gap, mass = rows.gaps(
-                    logits, offset, classes, step, softcap, m,
-                    soft, soft_offset, soft_step, spread_weight, keep, spread,
-                )  # fmt: skip
+            m, rest, gap, mass = rows.labelled_statistics(
+                logits, offset, classes, step, softcap,
+                soft, soft_offset, soft_step, spread_weight, keep, spread,
+            )  # fmt: skip
             nll, lse, everything = rows.cross_entropy(m, rest, z_y, t, gap, mass)
             penalty = 0.0
             if z_loss != 0.0:

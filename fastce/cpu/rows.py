@@ -46,7 +46,6 @@ from fastce.cpu.vector import (
 )
 
 BLOCK = 512  # classes per block: 8 float32 additions a lane, then float64
-SPAN = 8  # vectors whose terms are added up in float32 before they move on to float64
 # How far a maximum may exceed the reference that exponentials are scaled for: lifted by 2**64 and
 # summed in blocks, they stay below 2**127.
 LEAD = 40.0
@@ -150,6 +149,51 @@ def _block(base, offset, start, stop, step, softcap, shift, bias, floor, tail, e
 
 
 @device
+def _block_gaps(
+    base, offset, start, stop, count, step, softcap, tail, ending, level,
+    soft, soft_offset, soft_step, weight, keep, spread,
+):  # fmt: skip
+    """Sums of u_j * (level - z_j) and of u_j over the classes of a `_block`."""
+    zero = zeros(base)
+    width = lanes(zero)
+    even = zero
+    odd = zero
+    mass = zero
+    for j in range(start, stop - width, 2 * width):
+        u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
+        even = _with_gap(even, u, level, _classes(base, offset, j, step, softcap), soft, weight)
+        mass = mass + u
+        u = labels(soft, soft_offset, soft_step, weight, j + width, keep, spread, zero)
+        z = _classes(base, offset, j + width, step, softcap)
+        odd = _with_gap(odd, u, level, z, soft, weight)
+        mass = mass + u
+    if (stop - start) % (2 * width) != 0:
+        j = stop - width
+        u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
+        even = _with_gap(even, u, level, _classes(base, offset, j, step, softcap), soft, weight)
+        mass = mass + u
+    if ending:
+        j = count - width
+        u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
+        u = where(lane_numbers(zero) < float(stop - j), 0.0, u)
+        odd = odd + weighted_gap(u, level, tail)
+        mass = mass + u
+    everything = total(convert(mass, 0.0))
+    if soft is None and weight is None:  # all alike
+        everything = spread * (where(ending, count, stop) - start)
+    return total(convert(even + odd, 0.0)), everything
+
+
+@device
+def _with_gap(gap, u, level, z, soft, weight):
+    """gap + u * (level - z), u being `labels`."""
+    d = level - z
+    if soft is None and weight is None:  # never zero
+        return fma(u, d, gap)
+    return fma(u, where(u == 0.0, 0.0, d), gap)
+
+
+@device
 def _block_without(
     base, offset, start, stop, count, step, softcap, shift, bias, floor, tail, ending, skipped
 ):  # fmt: skip
@@ -200,6 +244,21 @@ def statistics(base, offset, count, step, softcap):
     exceeds it by more than LEAD, the block is summed again for its own maximum.
     rest is NaN where the row holds NaN or +inf, and where all of it is -inf.
     """
+    m, rest, _, _ = labelled_statistics(
+        base, offset, count, step, softcap, None, 0, None, None, 1.0, 0.0
+    )
+    return m, rest
+
+
+@device
+def labelled_statistics(
+    base, offset, count, step, softcap, soft, soft_offset, soft_step, weight, keep, spread
+):  # fmt: skip
+    """`statistics`, and the sums of u_j * (m - z_j) and of u_j, u being the row's `labels`.
+
+    A block is looked at a second time for its gaps while it is in the nearest cache.  They are
+    measured from the maximum so far, so that all are as non-negative as the labels.
+    """
     zero = zeros(base)
     width = lanes(zero)
     whole = count - count % width
@@ -209,10 +268,13 @@ def statistics(base, offset, count, step, softcap):
     shift, power = reference(known)
     bias, floor = lifted_scale(power, zero)
     m = -np.inf
-    best = 0  # the block with the maximum, whose sum is kept apart from the others'
     others = convert(zero, 0.0)
     own = others
-    start = 0
+    level = 0.0  # what gaps are measured from
+    gap = 0.0
+    mass = 0.0
+    start = np.int64(0)  # a literal would have every function that takes it compiled twice
+    best = start  # the block with the maximum, whose sum is kept apart from the others'
     while start < count:
         stop = min(start + BLOCK, whole)
         ending = start + BLOCK >= count and whole < count
@@ -228,7 +290,7 @@ def statistics(base, offset, count, step, softcap):
             highest = np.float64(largest(top))
             if highest > known + LEAD:
                 if highest == np.inf:
-                    return highest, np.nan
+                    return highest, np.nan, np.nan, np.nan
                 old_shift, old_power = shift, power
                 shift, power = reference(highest)
                 factor = 0.0
@@ -246,9 +308,19 @@ def statistics(base, offset, count, step, softcap):
             own = block
         else:
             others = others + block
+        if soft is not None or spread != 0.0:
+            raised = where(m == -np.inf, 0.0, m)  # so that masked classes are at a distance
+            gap += mass * (raised - level)
+            level = raised
+            block_gap, block_mass = _block_gaps(
+                base, offset, start, stop, count, step, softcap, tail, ending, level,
+                soft, soft_offset, soft_step, weight, keep, spread,
+            )  # fmt: skip
+            gap += block_gap
+            mass += block_mass
         start += BLOCK
     if m == -np.inf:
-        return m, np.nan
+        return m, np.nan, gap, mass
     one = exp_of(m, shift, power, zero) * constant("LIFTED", zero)
     rest = (total(others) + total(own)) / one - 1.0
     if rest < 1.0:  # the maximum has swallowed digits of the others: sum its block without it
@@ -260,7 +332,7 @@ def statistics(base, offset, count, step, softcap):
             skipped,
         )  # fmt: skip
         rest = (total(others) + total(own)) / one
-    return m, rest
+    return m, rest, gap, mass
 
 
 @device
@@ -281,35 +353,6 @@ def labels(soft, soft_offset, soft_step, weight, j, keep, spread, like):
 def weighted_gap(u, m, z):
     """u * (m - z), zero where u is zero even if z is -inf."""
     return where(u == 0.0, 0.0, u * (m - z))
-
-
-@device
-def gaps(base, offset, count, step, softcap, m, soft, soft_offset, soft_step, weight, keep, spread):
-    """Sums of u_j * (m - z_j) and of u_j, u being the `labels` of a row."""
-    zero = zeros(base)
-    width = lanes(zero)
-    whole = count - count % width
-    gap = convert(zero, 0.0)
-    mass = gap
-    span = SPAN * width
-    for start in range(0, whole, span):
-        part = zero
-        part_mass = zero
-        for j in range(start, min(start + span, whole), width):
-            u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
-            z = _classes(base, offset, j, step, softcap)
-            part = part + weighted_gap(u, m, z)
-            part_mass = part_mass + u
-        gap = gap + convert(part, 0.0)
-        mass = mass + convert(part_mass, 0.0)
-    if whole < count:
-        j = count - width
-        u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
-        u = where(lane_numbers(zero) < float(whole - j), 0.0, u)
-        z = _classes(base, offset, j, step, softcap)
-        gap = gap + convert(weighted_gap(u, m, z), 0.0)
-        mass = mass + convert(u, 0.0)
-    return total(gap), total(mass)
 
 
 @device
@@ -336,7 +379,8 @@ def cross_entropy(m, rest, z_y, t, gap, mass):
     """The loss t * (lse - z_y) + sum u_j (lse - z_j) of a row, its lse, and t + sum u_j.
 
     All float64, numbers or vectors.  t is the weight of the target class y, zero if the labels are
-    soft; gap and mass come from `gaps`.  Its gradient is (t + mass) p_j - u_j - t [j = y].
+    soft; gap and mass come from `labelled_statistics`.  The gradient is
+    (t + mass) p_j - u_j - t [j = y].
     """
     tail = log1p(rest)
     everything = t + mass

@@ -128,19 +128,14 @@ def partial_rows(
                 if 0 <= y < classes:
                     z_y = capped_number(load_number(logits, offset + y * each), softcap, zero)[0]
                     w_y = 1.0 if weight is None else np.float64(weight[y])
-            m, rest = rows.statistics(logits, offset, classes, step, softcap)
+            soft_offset = 0
+            if soft_base is not None:
+                soft_offset = start_of(i, inner, soft_outer_stride, soft_inner_stride)
+            m, rest, gap, mass = rows.labelled_statistics(
+                logits, offset, classes, step, softcap,
+                soft, soft_offset, soft_step, spread_weight, keep, spread,
+            )  # fmt: skip
             first = rows.first_maximum(logits, offset, 0, classes, step, softcap, m)
-            gap = 0.0
-            mass = 0.0
-            if soft_base is not None or spread != 0.0:
-                soft_offset = 0
-                if soft_base is not None:
-                    soft_offset = start_of(i, inner, soft_outer_stride, soft_inner_stride)
-                top = 0.0 if m == -np.inf else m  # so that masked classes are at a distance
-                gap, mass = rows.gaps(
-                    logits, offset, classes, step, softcap, top,
-                    soft, soft_offset, soft_step, spread_weight, keep, spread,
-                )  # fmt: skip
             m, first = _known_maximum(logits, offset, classes, each, m, rest, first)
             _record(records, i, m, rest, first + class_offset, z_y, w_y, gap, mass, zero)
 

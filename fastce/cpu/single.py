@@ -191,11 +191,9 @@ def _cross_entropy(row, count, step, out, out_step, y, smoothing, z_loss, softca
         if spread != 0.0:
             gap, mass = _short_gaps(room, count, softcap, m, spread)
     else:
-        m, rest = rows.statistics(row, 0, count, step, softcap)
-        if spread != 0.0:
-            gap, mass = rows.gaps(
-                row, 0, count, step, softcap, m, None, 0, None, None, keep, spread
-            )
+        m, rest, gap, mass = rows.labelled_statistics(
+            row, 0, count, step, softcap, None, 0, None, None, keep, spread
+        )
     nll, lse, everything = rows.cross_entropy(m, rest, z_y, keep, gap, mass)
     loss = nll + z_loss * lse * lse if z_loss != 0.0 else nll
     if out is not None:
