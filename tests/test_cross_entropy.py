@@ -91,6 +91,30 @@ def test_every_option_in_every_shape_regime(option, rows, classes):
     check(draw((*rows, classes), scale=1.5), targets, reduction="none", **options)
 
 
+@pytest.mark.parametrize("classes", [512, 545, 1600])
+@pytest.mark.parametrize(
+    "option", ["smoothing", "smoothing one", "smoothing, weight, ignored", "soft", "soft, weight"]
+)
+@pytest.mark.parametrize("shape", ["rising", "falling", "steps of 60", "begins with -inf"])
+def test_labels_of_rows_of_several_blocks(classes, option, shape):
+    """Gaps are measured from the maximum so far, block by block."""
+    logits = np.sort(draw((6, classes), scale=3.0))
+    if shape == "falling":
+        logits = logits[:, ::-1].copy()
+    if shape == "steps of 60":
+        logits += 60.0 * np.floor(np.arange(classes, dtype=np.float32) / 300)
+    targets, options = OPTIONS[option]((6,), classes, np.float32)
+    if shape == "begins with -inf":  # four rows give these classes nothing if their labels can
+        logits[:, :530] = -np.inf
+        logits[4:, 540:] = -np.inf
+        if "soft" in option:
+            targets[:4, :530] = 0.0
+        elif "weight" in option:
+            options["weight"][:530] = 0.0
+            targets[:] = classes - 1
+    check(logits, targets, reduction="none", **options)
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_every_option_with_every_reduction(option, reduction):
