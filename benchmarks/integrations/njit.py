@@ -1,6 +1,6 @@
 """`fastce.rows` in a loop of one's own against two steps by way of an array of logits.
 
-    python -m benchmarks.integrations.njit
+    python -m benchmarks.integrations.njit [--quick]
 
 Contestants take turns in one run; ratios are medians within a turn. What one row costs is beside
 what the NumPy function takes for the same rows at once, on one thread.
@@ -12,7 +12,7 @@ import numba
 import numpy as np
 
 import fastce
-from benchmarks.timing import Contestant, alternately
+from benchmarks.timing import Contestant, alternately, asked_for_quick
 from examples.njit_loop import documents, fused_loss, two_step_loss
 from fastce import rows
 
@@ -30,15 +30,17 @@ def with_grad(logits, targets, out):
 
 
 def main() -> None:
+    quick = asked_for_quick()
+    turns, seconds, most = (1, 0.0, 20_000) if quick else (9, 0.05, 2_000_000)
     print("rows x classes     fused ms   two steps ms   two steps / fused")
-    for count, words, classes in CASES:
+    for count, words, classes in [(100, 20, 100)] if quick else CASES:
         features, targets = documents(count, words, 5000, classes)
         weight = np.random.default_rng(1).standard_normal((5000, classes), np.float32)
         arguments = (weight, features, targets)
         assert np.isclose(fused_loss(*arguments), two_step_loss(*arguments), rtol=1e-6)
         times = alternately(
             {f: Contestant(partial(f, *arguments)) for f in (fused_loss, two_step_loss)},
-            turns=9, seconds=0.05,
+            turns=turns, seconds=seconds,
         )  # fmt: skip
         fused, steps = times[fused_loss], times[two_step_loss]
         print(
@@ -47,7 +49,7 @@ def main() -> None:
         )
     print("\nclasses   ns per row, loss and gradient   fastce on the array   rows / array")
     for classes in ROWS:
-        count = max(1, 2_000_000 // classes)
+        count = max(1, most // classes)
         logits = np.random.default_rng(1).standard_normal((count, classes), np.float32)
         targets, out = np.arange(count) % classes, np.empty_like(logits)
         with fastce.num_threads(1):
@@ -58,7 +60,7 @@ def main() -> None:
                         partial(fastce.cross_entropy_and_grad, logits, targets, out=out)
                     ),
                 },
-                turns=9, seconds=0.03,
+                turns=turns, seconds=seconds,
             )  # fmt: skip
         mine, array = times["rows"], times["array"]
         print(
