@@ -155,15 +155,15 @@ def header() -> Path:
     return Path(__file__).parent / "include" / "fastce.h"
 
 
-def _kind(dtype: npt.DTypeLike) -> type[np.generic]:
-    kind = np.dtype(dtype).type
-    if kind not in (np.float32, np.float64):
-        raise ValueError(f"dtype: expected float32 or float64, got {np.dtype(dtype)}")
-    return kind
+def _kind(dtype: npt.DTypeLike) -> str:
+    name = np.dtype(dtype).name
+    if name not in ("float32", "float64"):
+        raise ValueError(f"dtype: expected float32 or float64, got {name}")
+    return name
 
 
 @functools.cache
-def _compiled(kind: type[np.generic], grad: bool, soft: bool, weight: bool, softcap: bool) -> Any:
+def _compiled(kind: str, grad: bool, soft: bool, weight: bool, softcap: bool) -> Any:
     from numba import types
     from numba.np.numpy_support import from_dtype
 
@@ -173,6 +173,6 @@ def _compiled(kind: type[np.generic], grad: bool, soft: bool, weight: bool, soft
     # Pointers are plain numbers here, so that what is absent can be told by its 0.
     record = np.dtype([(name, "f8" if name in _NUMBERS else "i8") for name in _FIELDS])
     body = foreign.matrix(
-        kind, ctypes.sizeof(Call), grad=grad, soft=soft, weight=weight, softcap=softcap
+        getattr(np, kind), ctypes.sizeof(Call), grad=grad, soft=soft, weight=weight, softcap=softcap
     )
     return c_function(body, types.int64(types.CPointer(from_dtype(record))))

@@ -290,7 +290,7 @@ def _without_rows(count: int, classes: int, terms: Terms) -> Records:
     """Records of `count` rows still to be written, and the one that counts classes."""
     records = np.empty((count + 1, terms.record_size))
     records[-1] = 0.0
-    _, *sums = kernels.places.py_func(terms.record_size)
+    _, *sums = kernels.places(terms.record_size)
     records[-1, [kernels.MAXIMUM, kernels.REST, *filter(None, sums)]] = -np.inf
     records[-1, kernels.LOGIT] = classes
     return records

@@ -12,7 +12,7 @@ import pytest
 
 import fastce
 from fastce import capi
-from tests.checks import draw, draw_soft, draw_targets, same_bits
+from tests.checks import draw, draw_soft, draw_targets, draw_weight, same_bits
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -70,9 +70,8 @@ def test_the_bits_of_the_numpy_functions(dtype, shape):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (40, 63), (9, 1000)])
-@pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-@pytest.mark.parametrize("kind", ["class", "probabilities"])
+@pytest.mark.parametrize("kind, softcap", [("class", 5.0), ("probabilities", None)])
 def test_class_weights_caps_and_probabilities(shape, softcap, smoothing, kind):
     logits, weight = draw(shape, scale=9.0), draw(shape[1:], seed=7)
     labels = draw_targets(shape[:1], shape[1]) if kind == "class" else draw_soft(shape)
@@ -92,11 +91,15 @@ def test_class_weights_caps_and_probabilities(shape, softcap, smoothing, kind):
 def test_strides():
     wide, wide_soft = draw((20, 3, 70)), draw_soft((20, 3, 70))
     targets = draw_targets((20,), 70)
+    weight = draw_weight(70)
     for logits in (wide[:, 1], wide[::-1, 1, ::-1], np.asfortranarray(wide[:, 1])):
         for labels in (targets, wide_soft[:, 2], np.asfortranarray(wide_soft[:, 1])):
+            given = {} if labels is targets else {"weight": weight}  # as in the other tests
             grad = np.full((20, 3, 70), 7, np.float32)
-            status, losses = call(logits, labels, grad=grad[:, 1])
-            want, want_grad = fastce.cross_entropy_and_grad(logits, labels, reduction="none")
+            status, losses = call(logits, labels, grad=grad[:, 1], **given)
+            want, want_grad = fastce.cross_entropy_and_grad(
+                logits, labels, reduction="none", **given
+            )
             assert status == 0
             np.testing.assert_allclose(losses, want, rtol=1e-6)
             np.testing.assert_allclose(grad[:, 1], want_grad, rtol=1e-5, atol=1e-7)

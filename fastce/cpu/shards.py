@@ -71,7 +71,6 @@ def exponential(m, like):
     return exp_scaled(r, bias, floor), bins
 
 
-@device
 def places(size):
     """Digits of REST, then where MASS, GAP and SPREAD start; 0 for what such a record lacks.
 
@@ -84,13 +83,16 @@ def places(size):
     return digits, mass, gap, size - _MANY if entropy else 0
 
 
+_places = device(places)
+
+
 @device
 def _record(records, i, m, rest, first, z_y, w_y, gap, mass, entropy, mean_gap, like):
     """Write what a slice knows; an infinite m comes with no rest.
 
     With `entropy`, `mean_gap` is the mean of m - z_j under the slice's own softmax.
     """
-    digits, mass_at, gap_at, spread_at = places(records.shape[1])
+    digits, mass_at, gap_at, spread_at = _places(records.shape[1])
     records[i, MAXIMUM] = m
     records[i, FIRST] = first
     records[i, LOGIT] = z_y
@@ -263,7 +265,7 @@ def merge(records, others, like):
         _merge_maximum(records, others, i, like)
         records[i, LOGIT] += others[i, LOGIT]
         records[i, WEIGHT] += others[i, WEIGHT]
-        _, mass_at, gap_at, _ = places(records.shape[1])
+        _, mass_at, gap_at, _ = _places(records.shape[1])
         if mass_at > 0:
             binned.merge(records, others, i, mass_at, binned.FEW)
             binned.merge(records, others, i, gap_at, binned.MANY)
@@ -282,7 +284,7 @@ def _merge_maximum(records, others, i, like):
     if other > m or (other == m and others[i, FIRST] < records[i, FIRST]):
         records[i, FIRST] = others[i, FIRST]
     records[i, MAXIMUM] = max(m, other)
-    digits, _, _, spread_at = places(records.shape[1])
+    digits, _, _, spread_at = _places(records.shape[1])
     if m != other and max(abs(m), abs(other)) > HUGE:
         if other > m:
             binned.clear(records, i, REST, digits)
@@ -309,7 +311,7 @@ def _known(records, i, like):
     rest = np.nan
     gap = 0.0
     mass = 0.0
-    digits, mass_at, gap_at, _ = places(records.shape[1])
+    digits, mass_at, gap_at, _ = _places(records.shape[1])
     if abs(m) < np.inf:
         e, unit = exponential(m, like)
         high, low, bins = binned.value(records, i, REST, digits)
@@ -350,7 +352,7 @@ def _entropy(records, i, m, rest, like):
     if rest != rest:
         return np.nan
     e, unit = exponential(m, like)
-    digits, _, _, spread_at = places(records.shape[1])
+    digits, _, _, spread_at = _places(records.shape[1])
     high, low, bins = binned.value(records, i, REST, digits)
     gap, power = _gap(records, i, spread_at, m, high, low, bins)
     return log1p(rest) + binned.shifted(gap / e, bins - unit, power) / (1.0 + rest)
