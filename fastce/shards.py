@@ -411,8 +411,8 @@ def finish(
 
     Notes
     -----
-    The entropy is that of `fastce.cross_entropy_stats` within the rounding of each slice's own sum:
-    how slices are merged changes no bit of it.
+    The entropy is as accurate as the loss; for float64 logits beyond 1e9, 1e-14. As for the loss,
+    the order in which slices are merged changes no bit of it.
 
     Examples
     --------

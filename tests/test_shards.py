@@ -14,6 +14,7 @@ from fastce.cpu.jit import kernel
 from tests import oracle
 from tests.checks import (
     FLOATS,
+    assert_close,
     assert_gradient,
     assert_loss,
     draw,
@@ -293,7 +294,11 @@ def test_entropy_does_not_depend_on_the_split(dtype, offset, scale):
         logits = (draw((24, classes), np.float64, scale=scale) + offset).astype(dtype)
         targets = draw_targets((24,), classes)
         want = oracle.cross_entropy_stats(logits, targets)
-        assert_loss(merged(logits, targets, cuts).entropy, want.entropy, dtype)
+        got = merged(logits, targets, cuts).entropy
+        if offset < 1e9:
+            assert_loss(got, want.entropy, dtype)
+        else:
+            assert_close(got, want.entropy, 3e-7 if dtype.itemsize == 4 else 1e-14)
 
 
 @pytest.mark.parametrize(
@@ -318,8 +323,8 @@ def test_entropies_of_special_rows(dtype, axis, cuts):
     if axis == 0:
         logits = np.ascontiguousarray(logits.T)
     got = merged(logits, targets, cuts, axis=axis).entropy
-    want = fastce.cross_entropy_stats(logits, targets, axis=axis).entropy
-    np.testing.assert_allclose(got, want, rtol=1e-6 if dtype.itemsize == 4 else 1e-14)
+    want = oracle.cross_entropy_stats(logits, targets, axis=axis)
+    assert_loss(got, want.entropy, dtype, anywhere=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
