@@ -317,14 +317,16 @@ def test_a_confident_row_keeps_its_entropy(dtype, gap):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("cuts", [[1, 6, 10, 28], []], ids=str)
-def test_entropies_of_special_rows(dtype, axis, cuts):
+def test_entropies_of_special_rows(dtype, axis):
     logits, targets = rows_with_everything(dtype)
     if axis == 0:
         logits = np.ascontiguousarray(logits.T)
-    got = merged(logits, targets, cuts, axis=axis).entropy
+    got = merged(logits, targets, [1, 6, 10, 28], axis=axis).entropy
     want = oracle.cross_entropy_stats(logits, targets, axis=axis)
     assert_loss(got, want.entropy, dtype, anywhere=True)
+    whole = fastce.cross_entropy_stats(logits, targets, axis=axis).entropy
+    one = merged(logits, targets, [], axis=axis).entropy
+    np.testing.assert_allclose(one, whole, rtol=1e-6 if dtype.itemsize == 4 else 1e-14)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
