@@ -117,6 +117,9 @@ BAD_OPTIONS = {
     "weights": {"weight": np.ones(10, np.float32).ctypes.data},
     "probabilities": {"probabilities": np.ones(50, np.float32).ctypes.data},
     "no gradient": {"grad": None},
+    "no logits": {"logits": None},
+    "no targets": {"targets": None},
+    "no losses": {"losses": None},
     "structure": {"size": 0},
 }
 

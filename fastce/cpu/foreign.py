@@ -180,7 +180,9 @@ def matrix(
             return BAD_ARGUMENT
         if c.rows == 0:
             return 0
-        if (c.grad != 0) != grad or (c.probabilities != 0) != soft or (c.weight != 0) != weight:
+        if c.logits == 0 or c.losses == 0 or (c.grad != 0) != grad or (c.weight != 0) != weight:
+            return BAD_ARGUMENT
+        if (c.targets == 0) != soft or (c.probabilities != 0) != soft:
             return BAD_ARGUMENT
         targets = array_at(c.targets, target_kind, c.rows)
         bad_row = _first_bad(targets, c.classes, c.ignore_index)

@@ -71,7 +71,7 @@ def exponential(m, like):
     return exp_scaled(r, bias, floor), bins
 
 
-def places(size):
+def places(size: int) -> tuple[int, int, int, int]:
     """Digits of REST, then where MASS, GAP and SPREAD start; 0 for what such a record lacks.
 
     m REST is added to SPREAD, which takes digits for m, too.
