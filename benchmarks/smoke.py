@@ -11,6 +11,8 @@ import inspect
 import itertools
 import pkgutil
 import re
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +25,11 @@ from benchmarks.cases import CASES, Case
 
 # asv takes what is called so for a benchmark, wherever in the package it finds it.
 BENCHMARK = re.compile("(time|track|peakmem)_.+")
+# Scripts of integrations, whose frameworks CI installs, and what to leave out of them.
+INTEGRATIONS: dict[str, list[str]] = {
+    "boosting": [], "dask_memory": [], "jax": [], "mpi_cost": [], "njit": [], "shards_cost": [],
+    "torch": ["--no-compile"],
+}  # fmt: skip
 PLAN = report.Plan(measure.Effort(turns=1, seconds=0.0), False, 1 << 14, 2, 1, (1, 2))
 
 
@@ -78,6 +85,11 @@ def main() -> None:
                 benchmark.setup(*cached, *values)
             getattr(benchmark, method)(*cached, *values)
         print(f"{name}: {time.perf_counter() - began:.1f} s")
+    for name, left_out in INTEGRATIONS.items():  # each in a process of its own, as they are run
+        module = f"benchmarks.integrations.{name}"
+        command = [sys.executable, "-m", module, "--quick", *left_out]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        print(f"{module}: {time.perf_counter() - began:.1f} s")
     print(f"all benchmarks run, {time.perf_counter() - began:.1f} s")
 
 

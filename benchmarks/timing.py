@@ -1,5 +1,6 @@
 """Timing contestants alternately, so that what else the machine does hits all of them alike."""
 
+import argparse
 import gc
 import math
 import statistics
@@ -14,6 +15,13 @@ K = TypeVar("K", bound=Hashable)
 PAUSE = 0.008
 # A batch of calls is timed as one where a call is shorter: reading the clock costs some 50 ns.
 BATCH_SECONDS = 5e-5
+
+
+def asked_for_quick() -> bool:
+    """Whether the command line has ``--quick``: tiny inputs, to see that a script runs at all."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="tiny inputs; the numbers say nothing")
+    return bool(parser.parse_args().quick)
 
 
 class Contestant(NamedTuple):

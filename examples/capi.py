@@ -22,7 +22,7 @@ def library(folder):
     subprocess.run([*command, f"-I{include}", source, "-o", target], check=True)
     loaded = ctypes.CDLL(str(target))
     pointer, size = ctypes.c_void_p, ctypes.c_int64
-    loaded.losses_and_grads.argtypes = [pointer, pointer, size, size, pointer, pointer]
+    loaded.losses_and_grads.argtypes = [pointer, pointer, size, size, pointer, pointer, pointer]
     loaded.losses_and_grads.restype = size
     return loaded
 
@@ -32,12 +32,15 @@ def main():
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((1000, 500), np.float32)
     targets = rng.integers(0, 500, 1000)
-    want, want_grad = fastce.cross_entropy_and_grad(logits, targets, reduction="none")
+    weight = rng.random(500, np.float32)
+    want, want_grad = fastce.cross_entropy_and_grad(
+        logits, targets, weight=weight, label_smoothing=0.1, reduction="none"
+    )
     losses = np.empty(1000, np.float32)
     with tempfile.TemporaryDirectory() as folder:
         status = library(folder).losses_and_grads(
-            fastce.capi.address("fastce_cross_entropy_and_grad_f32"),
-            logits.ctypes.data, *logits.shape, targets.ctypes.data, losses.ctypes.data,
+            fastce.capi.address("float32", grad=True, weight=True), logits.ctypes.data,
+            *logits.shape, targets.ctypes.data, weight.ctypes.data, losses.ctypes.data,
         )  # fmt: skip
     assert status == 0
     print("same losses:", np.array_equal(losses, want))

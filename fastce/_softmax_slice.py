@@ -28,20 +28,6 @@ def softmax(x: AnyArray, total: shards.Partial, axis: int, logarithm: bool) -> A
     return out
 
 
-def entropy_gap(x: AnyArray, total: shards.Partial, axis: int) -> Numbers:
-    """What a slice adds to the mean of m - z under the softmax, in row order."""
-    result = np.empty(len(total.records) - 1)
-    calls.entropy_gap(axis, arguments.native(x), _known(total), result)
-    return result
-
-
-def entropy(total: shards.Partial, gap: Numbers) -> AnyArray:
-    """Entropy of the softmax of each row, from the sum of `entropy_gap` over all slices."""
-    ignored = total.records[:-1, kernels.FIRST] < 0.0
-    result = np.where(ignored, 0.0, gap + np.log1p(_known(total)[:, 1]))
-    return result.reshape(total.rows).astype(total.terms.dtype)
-
-
 def _known(total: shards.Partial) -> Numbers:
     known = np.empty((len(total.records) - 1, 2))
     kernels.statistics(total.records[:-1], total.terms.dtype.type(0), known)

@@ -5,8 +5,9 @@ are started as ``mpiexec -n 4 python program.py``; every rank makes the same cal
 order.
 
 - Classes divided (tensor, vocabulary or output parallelism): `cross_entropy`,
-  `cross_entropy_and_grad`, `linear_cross_entropy_and_grad`. Every rank has all rows and targets,
-  and of the logits, or of the weights that make them, the classes from `class_offset` on.
+  `cross_entropy_and_grad`, `cross_entropy_stats`, `linear_cross_entropy_and_grad`. Every rank has
+  all rows and targets, and of the logits, or of the weights that make them, the classes from
+  `class_offset` on.
 - Rows divided (data parallelism): `data_parallel_cross_entropy_and_grad`, whose mean is that of
   all rows of all ranks.
 
@@ -18,9 +19,9 @@ are the same to the last bit on all ranks and, classes being divided, for whatev
 library reduces in (see `fastce.shards`).
 
 Sent per row where classes are divided: one record of 64 bytes, 136 with label smoothing or
-probabilities as targets, whatever the dtype and the number of classes; reduced in place by a single
-Allreduce with an operation of its own. An Allreduce of n bytes among P ranks moves about 2 n
-(P - 1) / P bytes in and out of each.
+probabilities as targets, and 48 more for the entropy, whatever the dtype and the number of classes;
+reduced in place by a single Allreduce with an operation of its own. An Allreduce of n bytes among P
+ranks moves about 2 n (P - 1) / P bytes in and out of each.
 """
 
 import functools
@@ -38,6 +39,7 @@ from fastce import losses, shards
 from fastce._arguments import AnyArray, Reduction
 from fastce._call import Call
 from fastce._linear_slice import LinearSlice
+from fastce.losses import CrossEntropyStats
 
 _RAISED = (TypeError, ValueError, IndexError, MemoryError)
 
@@ -156,6 +158,52 @@ def cross_entropy_and_grad(
     loss = shards.finish(total, **reduced).loss
     return loss, shards.grad(
         logits, targets, total, **part, **reduced, grad_output=grad_output, out=out
+    )
+
+
+def cross_entropy_stats(
+    logits: npt.ArrayLike,
+    targets: npt.ArrayLike,
+    *,
+    class_offset: int,
+    classes: int,
+    comm: MPI.Intracomm | None = None,
+    axis: int = -1,
+    weight: npt.ArrayLike | None = None,
+    ignore_index: int = -100,
+) -> CrossEntropyStats:
+    """Loss, log-sum-exp, entropy and prediction of each row of logits whose classes are divided.
+
+    Parameters
+    ----------
+    logits, targets, class_offset, classes, comm, axis, weight, ignore_index
+        As in `cross_entropy`.
+
+    Returns
+    -------
+    CrossEntropyStats
+        As from `fastce.cross_entropy_stats` of all classes, on every rank.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `cross_entropy` does.
+
+    Examples
+    --------
+    >>> from fastce import mpi
+    >>> stats = mpi.cross_entropy_stats([[2.0, 1.0, 0.0]], [0], class_offset=0, classes=3)
+    >>> print(f"{stats.entropy[0]:.4f}", stats.predicted)
+    0.8324 [0]
+    """
+    total = _reduced(
+        logits, targets, comm, (0.0, "none", None), class_offset=class_offset, classes=classes,
+        axis=axis, weight=weight, ignore_index=ignore_index, entropy=True,
+    )  # fmt: skip
+    result = shards.finish(total, reduction="none")
+    assert result.entropy is not None
+    return CrossEntropyStats(
+        result.loss, result.lse, result.entropy, result.predicted, result.total_weight
     )
 
 

@@ -47,7 +47,6 @@ from numba.extending import intrinsic
 from fastce.cpu import single
 from fastce.cpu.jit import device, public, source_digest
 from fastce.cpu.memory import item_size
-from fastce.cpu.rows import distance
 
 __all__ = ["cross_entropy", "cross_entropy_and_grad", "logsumexp", "merge", "partial"]
 
@@ -95,20 +94,30 @@ def _row(name: str, row: types.Type, *, written: bool = False) -> None:
         raise TypingError(f"{name}: expected a writable array, got {row}")
 
 
+def _is_none(ty: types.Type) -> bool:
+    """Whether an argument is None, given or by default."""
+    return ty is types.none or (isinstance(ty, types.Omitted) and ty.value is None)
+
+
+def _nothing(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    return context.get_dummy_value()
+
+
+def _first_number(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """A pointer to the first number of an array, the first argument; the caller keeps it alive."""
+    return context.make_array(sig.args[0])(context, builder, args[0]).data
+
+
 @intrinsic
 def _address(typingctx, logits):
-    """A pointer to the first class of a row, which the caller keeps alive.
-
-    Marks the code for `_Sources`.
-    """
+    """A pointer to the first class of a row. Marks the code for `_Sources`."""
     _row("logits", logits)
-    pointer = types.CPointer(logits.dtype)
 
     def codegen(context, builder, sig, args):
         context.declare_env_global(builder.module, _environment.env_name)
-        return context.make_array(logits)(context, builder, args[0]).data
+        return _first_number(context, builder, sig, args)
 
-    return pointer(logits), codegen
+    return types.CPointer(logits.dtype)(logits), codegen
 
 
 @intrinsic
@@ -117,19 +126,49 @@ def _out_address(typingctx, out, logits):
     _row("out", out, written=True)
     if out.dtype != logits.dtype:
         raise TypingError(f"out: expected {logits.dtype} as logits have, got {out.dtype}")
-    pointer = types.CPointer(out.dtype)
+    return types.CPointer(out.dtype)(out, logits), _first_number
+
+
+@intrinsic
+def _soft_address(typingctx, target):
+    """A pointer to the probabilities that a target consists of; None for a class."""
+    if isinstance(target, types.Integer):
+        return types.none(target), _nothing
+    if not isinstance(target, types.Array):
+        raise TypingError(f"target: expected an integer or a one-dimensional array, got {target}")
+    _row("target", target)
+    return types.CPointer(target.dtype)(target), _first_number
+
+
+@intrinsic
+def _class(typingctx, target):
+    """The class that a target is; None for probabilities."""
+    if not isinstance(target, types.Integer):
+        return types.none(target), _nothing
 
     def codegen(context, builder, sig, args):
-        return context.make_array(out)(context, builder, args[0]).data
+        return context.cast(builder, args[0], target, types.int64)
 
-    return pointer(out, logits), codegen
+    return types.int64(target), codegen
+
+
+@intrinsic
+def _weight_address(typingctx, weight):
+    """A pointer to the class weights; None stays None."""
+    if _is_none(weight):
+        return types.none(weight), _nothing
+    if not isinstance(weight, types.Array) or weight.ndim != 1 or not weight.is_contig:
+        raise TypingError(f"weight: expected a contiguous one-dimensional array, got {weight}")
+    if weight.dtype not in (types.float64, types.float32):
+        raise TypingError(f"weight: expected float64 or float32, got {weight.dtype}")
+    return types.CPointer(weight.dtype)(weight), _first_number
 
 
 @intrinsic
 def _stride(typingctx, row):
-    """Bytes from class to class; None where the type says that they lie side by side."""
-    if row.is_contig:
-        return types.none(row), lambda context, builder, sig, args: context.get_dummy_value()
+    """Bytes from class to class; None where the type says that they lie side by side, or no row."""
+    if not isinstance(row, types.Array) or row.is_contig:
+        return types.none(row), _nothing
 
     def codegen(context, builder, sig, args):
         strides = context.make_array(row)(context, builder, args[0]).strides
@@ -139,16 +178,25 @@ def _stride(typingctx, row):
 
 
 @intrinsic
+def _size(typingctx, row, classes):
+    """Number of classes of an array; `classes` for what is none."""
+    if not isinstance(row, types.Array):
+        return types.int64(row, classes), lambda context, builder, sig, args: args[1]
+
+    def codegen(context, builder, sig, args):
+        return context.make_array(row)(context, builder, args[0]).nitems
+
+    return types.int64(row, classes), codegen
+
+
+@intrinsic
 def _number(typingctx, value):
     """An option as float64; None stays None."""
+    if _is_none(value):
+        return types.none(value), _nothing
     if isinstance(value, types.Omitted):
-        default = value.value
-        if default is None:
-            return types.none(value), lambda context, builder, sig, args: context.get_dummy_value()
-        constant = ir.Constant(ir.DoubleType(), float(default))
+        constant = ir.Constant(ir.DoubleType(), float(value.value))
         return types.float64(value), lambda context, builder, sig, args: constant
-    if value is types.none:
-        return types.none(value), lambda context, builder, sig, args: context.get_dummy_value()
 
     def codegen(context, builder, sig, args):
         return context.cast(builder, args[0], value, types.float64)
@@ -157,34 +205,55 @@ def _number(typingctx, value):
 
 
 @device
-def _rowwise(function, row, count, step, *rest):
-    """``function(row, count, step, *rest)``, with None for classes that lie side by side."""
+def _rowwise(function, row, count, step):
+    """``function(row, count, step)``, with None for classes that lie side by side."""
     if step is None:
-        return function(row, count, None, *rest)
+        return function(row, count, None)
     if step == item_size(row):
-        return function(row, count, None, *rest)
-    return function(row, count, step, *rest)
+        return function(row, count, None)
+    return function(row, count, step)
+
+
+@intrinsic
+def _step(typingctx, row, step):
+    """Bytes from class to class of a pointer's row, also where they lie side by side."""
+    if row is types.none:
+        return row(row, step), _nothing
+    if step is types.none:
+        size = ir.Constant(ir.IntType(64), row.dtype.bitwidth // 8)
+        return types.int64(row, step), lambda context, builder, sig, args: size
+    return types.int64(row, step), lambda context, builder, sig, args: args[1]
 
 
 @device
-def _rowwise_with_grad(row, count, step, out, out_step, *options):
-    """`_rowwise` of `single.row_cross_entropy_and_grad`, which has two steps."""
-    if step is None:  # noqa: SIM102  # numba drops branches by one argument each
-        if out_step is None:
-            return single.row_cross_entropy_and_grad(row, count, None, out, None, *options)
-    size = item_size(row)
-    each, out_each = distance(row, step), distance(out, out_step)
-    if each == size and out_each == size:
-        return single.row_cross_entropy_and_grad(row, count, None, out, None, *options)
-    return single.row_cross_entropy_and_grad(row, count, each, out, out_each, *options)
+def _apart(row, step):
+    """Whether classes do not lie side by side; None for the step says that they do."""
+    return False if step is None else step != item_size(row)
 
 
 @device
-def _check(count, y, label_smoothing, softcap):
+def _cross_entropy(row, count, step, out, out_step, y, soft, soft_step, *options):
+    """`single.row_cross_entropy`, with None for classes that lie side by side."""
+    if step is None and out_step is None and soft_step is None:  # known to the compiler
+        return single.row_cross_entropy(row, count, None, out, None, y, soft, None, *options)
+    if _apart(row, step) or _apart(out, out_step) or _apart(soft, soft_step):
+        return single.row_cross_entropy(
+            row, count, _step(row, step), out, _step(out, out_step),
+            y, soft, _step(soft, soft_step), *options,
+        )  # fmt: skip
+    return single.row_cross_entropy(row, count, None, out, None, y, soft, None, *options)
+
+
+@device
+def _check(count, y, probabilities, weights, label_smoothing, softcap):
     if count == 0:
         raise ValueError("logits: expected at least one class, got none")
-    if y < 0 or y >= count:
+    if y is not None and (y < 0 or y >= count):
         raise IndexError("target: expected an integer in [0, C), C being the size of logits")
+    if probabilities != count:
+        raise ValueError("target: expected as many probabilities as logits has classes")
+    if weights != count:
+        raise ValueError("weight: expected as many numbers as logits has classes")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError("label_smoothing: expected a number in [0, 1]")
     if softcap is not None and not 0.0 < softcap < np.inf:
@@ -221,58 +290,69 @@ def logsumexp(logits):
 
 
 @public
-def cross_entropy(logits, target, label_smoothing=0.0, z_loss=0.0, softcap=None):
-    """Cross-entropy of a row of logits and its class: ``logsumexp(z) - z[target]``, in nats.
+def cross_entropy(logits, target, weight=None, label_smoothing=0.0, z_loss=0.0, softcap=None):
+    """Cross-entropy of a row of logits and its target: ``logsumexp(z) - z[target]``, in nats.
 
     Parameters
     ----------
     logits : one-dimensional array
         See the module.
-    target : integer
-        The class, in [0, C).
+    target : integer or one-dimensional array
+        The class, in [0, C), or a probability for each class, of any of the dtypes of logits.
+    weight : contiguous one-dimensional array of float64 or float32, optional
+        Class weights, as for `fastce.cross_entropy`.
     label_smoothing, z_loss, softcap
         As for `fastce.cross_entropy`.
 
     Returns
     -------
     float
-        The loss; edge cases as for `fastce.cross_entropy`.
+        The loss, times the weight; edge cases as for `fastce.cross_entropy`.
 
     Raises
     ------
     IndexError
         If the target is not a class. In a `numba.prange` numba turns it into a SystemError.
     ValueError
-        If there is no class, or an option is out of its range.
+        If there is no class, sizes differ, or an option is out of its range.
 
     Examples
     --------
     >>> import numpy as np
     >>> from fastce import rows
-    >>> print(f"{rows.cross_entropy(np.array([2.0, 1.0, 0.0]), 0):.4f}")
+    >>> z = np.array([2.0, 1.0, 0.0])
+    >>> print(f"{rows.cross_entropy(z, 0):.4f}")
     0.4076
+    >>> print(f"{rows.cross_entropy(z, 0, weight=np.array([0.5, 1.0, 1.0])):.4f}")
+    0.2038
+    >>> print(f"{rows.cross_entropy(z, np.array([0.8, 0.2, 0.0])):.4f}")
+    0.6076
     """
     smoothing, factor, cap = _number(label_smoothing), _number(z_loss), _number(softcap)
-    _check(logits.size, target, smoothing, cap)
-    return _rowwise(
-        single.row_cross_entropy, _address(logits), logits.size, _stride(logits),
-        np.int64(target), smoothing, factor, cap,
+    y = _class(target)
+    count = logits.size
+    _check(count, y, _size(target, count), _size(weight, count), smoothing, cap)
+    return _cross_entropy(
+        _address(logits), count, _stride(logits), None, None,
+        y, _soft_address(target), _stride(target), _weight_address(weight),
+        smoothing, factor, cap, 1.0,
     )  # fmt: skip
 
 
 @public
 def cross_entropy_and_grad(
-    logits, target, out, grad_output=1.0, label_smoothing=0.0, z_loss=0.0, softcap=None
-):
+    logits, target, out, grad_output=1.0, weight=None, label_smoothing=0.0, z_loss=0.0,
+    softcap=None,
+):  # fmt: skip
     """Cross-entropy of a row, its gradient ``softmax(z) - onehot(target)`` going to `out`.
 
     Parameters
     ----------
-    logits, target, label_smoothing, z_loss, softcap
+    logits, target, weight, label_smoothing, z_loss, softcap
         As for `cross_entropy`.
     out : one-dimensional array
         Of the size and dtype of `logits`, of any stride: `logits` itself, or memory that does not
-        overlap it.
+        overlap what is read.
     grad_output : float, default 1.0
         Upstream gradient, a factor of what is written: 1 / N for the mean over N rows.
 
@@ -296,12 +376,15 @@ def cross_entropy_and_grad(
     0.4076 [-0.3348  0.2447  0.09  ]
     """
     smoothing, factor, cap = _number(label_smoothing), _number(z_loss), _number(softcap)
-    _check(logits.size, target, smoothing, cap)
-    if out.size != logits.size:
+    y = _class(target)
+    count = logits.size
+    _check(count, y, _size(target, count), _size(weight, count), smoothing, cap)
+    if out.size != count:
         raise ValueError("out: expected as many classes as logits have")
-    return _rowwise_with_grad(
-        _address(logits), logits.size, _stride(logits), _out_address(out, logits), _stride(out),
-        np.int64(target), smoothing, factor, cap, _number(grad_output),
+    return _cross_entropy(
+        _address(logits), count, _stride(logits), _out_address(out, logits), _stride(out),
+        y, _soft_address(target), _stride(target), _weight_address(weight),
+        smoothing, factor, cap, _number(grad_output),
     )  # fmt: skip
 
 

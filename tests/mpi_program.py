@@ -61,6 +61,20 @@ def classes_divided():
             assert np.asarray(again).tobytes() == np.asarray(got).tobytes()
 
 
+def stats_of_divided_classes():
+    part = own(CLASSES)
+    logits, targets = draw((ROWS, CLASSES), scale=5.0), draw_targets((ROWS,), CLASSES)
+    targets[3] = -100
+    weight = draw_weight(CLASSES)
+    want = fastce.cross_entropy_stats(logits, targets, weight=weight)
+    got = mpi.cross_entropy_stats(
+        logits[:, part], targets, class_offset=part.start, classes=CLASSES, weight=weight[part]
+    )
+    for mine, whole in zip(got, want, strict=True):
+        np.testing.assert_allclose(mine, whole, rtol=1e-6)
+    assert_same_everywhere(*got)
+
+
 def order_of_ranks_changes_no_bit():
     logits, targets = draw((ROWS, CLASSES), np.float64, scale=9.0), draw_targets((ROWS,), CLASSES)
     part = own(CLASSES)
@@ -193,6 +207,7 @@ def bad_input_raises_everywhere(bad):
 
 if __name__ == "__main__":
     classes_divided()
+    stats_of_divided_classes()
     order_of_ranks_changes_no_bit()
     linear_layer_divided()
     rows_divided()

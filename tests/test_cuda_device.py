@@ -448,6 +448,24 @@ def test_device_functions_in_a_kernel_of_ones_own():
     assert_close(losses, want.loss, 1e-14)
 
 
+def test_every_option_in_a_kernel_of_ones_own():
+    from numba import cuda as numba_cuda
+
+    from tests.cuda_user import gradients_of_rows
+
+    logits, targets = draw((5, 7), np.float64, scale=4.0), draw_targets((5,), 7)
+    logits[0, 6], logits[2, targets[2]] = 60.0, 40.0
+    weight = draw_weight(7, np.float64)
+    losses, grad = np.empty(5), np.empty((5, 7))
+    numba_cuda.jit(gradients_of_rows)[1, 8](logits, targets, weight, 0.1, 0.01, 30.0, losses, grad)
+    want = oracle.cross_entropy(
+        logits, targets, weight=weight, label_smoothing=0.1, z_loss=0.01, softcap=30.0,
+        reduction="none",
+    )  # fmt: skip
+    assert_close(losses, want.loss, 1e-13)
+    assert_close(grad, want.grad, 1e-12)
+
+
 @pytest.mark.skipif(SIMULATED, reason="the page speaks of a real device")
 def test_the_page_runs():
     page = (Path(__file__).parents[1] / "docs" / "cuda.md").read_text(encoding="utf-8")

@@ -52,13 +52,17 @@ def test_kernel_over_elements(kernel, capability):
     assert faults(kernel, kernel.registers, found) == []
 
 
-def test_device_functions_in_a_kernel_of_ones_own():
+def test_device_functions_in_kernels_of_ones_own():
     from numba import cuda
     from numba.cuda import types
 
-    from tests.cuda_user import losses_of_rows
+    from tests.cuda_user import gradients_of_rows, losses_of_rows
 
-    signature = types.void(types.float32[:, :], types.int64[:], types.float64[:])
-    text, _ = cuda.compile_ptx(losses_of_rows, signature, cc=(9, 0))
-    assert ".visible .entry" in text
-    assert ".local" not in text
+    z, y, numbers = types.float32[:, :], types.int64[:], types.float64[:]
+    options = (numbers, types.float64, types.float64, types.float64)
+    for kernel, signature in (
+        (losses_of_rows, (z, y, numbers)), (gradients_of_rows, (z, y, *options, numbers, z)),
+    ):  # fmt: skip
+        text, _ = cuda.compile_ptx(kernel, types.void(*signature), cc=(9, 0))
+        assert ".visible .entry" in text
+        assert ".local" not in text

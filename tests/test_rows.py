@@ -10,7 +10,7 @@ from numba.core.errors import TypingError
 
 import fastce
 from fastce import rows
-from tests.checks import draw, draw_targets, loss_dtype, same_bits
+from tests.checks import draw, draw_soft, draw_targets, loss_dtype, same_bits
 from tests.conftest import PACKAGE
 
 # Below, at and above a vector, 64 classes (from where lanes run along the row) and a block.
@@ -48,8 +48,13 @@ def with_grad(z, y, out, g):
 
 
 @numba.njit
-def with_options(z, y, out, g, smoothing, z_loss, softcap):
-    return rows.cross_entropy_and_grad(z, y, out, g, smoothing, z_loss, softcap)
+def with_options(z, y, out, g, weight, smoothing, z_loss, softcap):
+    return rows.cross_entropy_and_grad(z, y, out, g, weight, smoothing, z_loss, softcap)
+
+
+@numba.njit
+def weighted(z, y, weight, smoothing):
+    return rows.cross_entropy(z, y, weight=weight, label_smoothing=smoothing)
 
 
 @numba.njit
@@ -86,8 +91,9 @@ def assert_same(z, y, **options):
     )
     out = np.empty_like(z)
     if options:
-        values = (options[k] for k in ("label_smoothing", "z_loss", "softcap"))
-        loss = with_options(bits(z), y, bits(out), 0.37, *values)
+        values = [options.get(k) for k in ("weight", "label_smoothing", "z_loss", "softcap")]
+        target = y if isinstance(y, int) else bits(y)
+        loss = with_options(bits(z), target, bits(out), 0.37, *values)
     else:
         loss = with_grad(bits(z), y, bits(out), 0.37)
         in_place = z.copy()
@@ -127,6 +133,44 @@ def test_options(classes, smoothing, z_loss, softcap):
     z = row([0.0, -np.inf, 4.0], classes, np.float32)
     for y in (0, 2):
         assert_same(z, y, label_smoothing=smoothing, z_loss=z_loss, softcap=softcap)
+
+
+@pytest.mark.parametrize("classes", [1, 3, 33, 63, 64, 65, 700])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("kind", ["class", "probabilities"])
+def test_class_weights_and_probabilities(classes, smoothing, kind):
+    """Also with negative weights, whose zeros have a sign, in confident and masked rows."""
+    weight = np.random.default_rng(3).normal(size=classes).astype(np.float32)
+    for start in ([], [0.0, 60.0, 1.0], [0.0, 200.0, -np.inf, 3.0], ROWS["NaN"]):
+        z = row(start, classes, np.float32)
+        y = classes // 2 if kind == "class" else draw_soft((classes,))
+        options = {"label_smoothing": smoothing, "z_loss": 0.01, "softcap": 300.0}
+        assert_same(z, y, weight=weight, **options)
+        if kind == "probabilities":
+            assert_same(z, y, **options)
+
+
+@pytest.mark.parametrize("classes", [40, 700])
+def test_dtypes_of_weights_and_probabilities(classes):
+    """Weights are computed with in the precision of the logits, probabilities come in any."""
+    weight = np.random.default_rng(3).normal(size=classes)
+    soft = draw_soft((classes,), ml_dtypes.bfloat16)
+    for z, y in ((draw((classes,)), 3), (draw((classes,), np.float64), bits(soft))):
+        given = 3 if isinstance(y, int) else soft
+        options = {"weight": weight, "label_smoothing": 0.1, "reduction": "sum"}
+        want = fastce.cross_entropy(z, given, **options)
+        assert same_bits(z.dtype.type(weighted(z, y, weight, 0.1)), want)
+
+
+def test_strides_of_probabilities():
+    for classes in (10, 100):
+        z, wide = draw((classes,)), draw_soft((3, classes), axis=1).T.copy()
+        want = fastce.cross_entropy(z, wide[:, 1])
+        assert same_bits(np.float32(cross_entropy(z, wide[:, 1])), want)
+        assert same_bits(
+            np.float32(cross_entropy(z[::-1], wide[::-1, 1])),
+            fastce.cross_entropy(z[::-1], wide[::-1, 1]),
+        )
 
 
 @pytest.mark.parametrize("classes", [5, 63, 64, 700])
@@ -206,10 +250,15 @@ BAD_VALUES = {
     "target too large": (lambda z: rows.cross_entropy(z, 10), IndexError, "target: expected"),
     "target negative": (lambda z: rows.cross_entropy(z, -1), IndexError, "target: expected"),
     "no class": (lambda z: rows.cross_entropy(z[:0], 0), ValueError, "logits: expected at least"),
-    "smoothing": (lambda z: rows.cross_entropy(z, 0, 1.5), ValueError, "label_smoothing: expected"),
-    "NaN": (lambda z: rows.cross_entropy(z, 0, np.nan), ValueError, "label_smoothing: expected"),
+    "smoothing": (lambda z: weighted(z, 0, z, 1.5), ValueError, "label_smoothing: expected"),
+    "NaN": (lambda z: weighted(z, 0, z, np.nan), ValueError, "label_smoothing: expected"),
+    "weight": (lambda z: weighted(z, 0, z[1:], 0.0), ValueError, "weight: expected as many"),
+    "probabilities": (
+        lambda z: cross_entropy(z, z[1:]), ValueError, "target: expected as many",
+    ),
     "softcap": (
-        lambda z: with_options(z, 0, z, 1.0, 0.0, 0.0, -1.0), ValueError, "softcap: expected",
+        lambda z: with_options(z, 0, z, 1.0, None, 0.0, 0.0, -1.0), ValueError,
+        "softcap: expected",
     ),
     "out": (lambda z: with_grad(z, 0, z[1:], 1.0), ValueError, "out: expected as many"),
 }  # fmt: skip
@@ -230,6 +279,13 @@ BAD_TYPES = {
     "integers": (lambda z: logsumexp(z.astype(np.int64)), "logits: expected float64"),
     "dtype of out": (
         lambda z: with_grad(z, 0, z.astype(np.float64), 1.0), "out: expected float32",
+    ),
+    "float target": (lambda z: cross_entropy(z, 1.0), "target: expected an integer or a"),
+    "boolean target": (lambda z: cross_entropy(z, True), "target: expected an integer or a"),
+    "integers as target": (lambda z: cross_entropy(z, z.astype(int)), "target: expected float64"),
+    "weights apart": (lambda z: weighted(z, 0, z[::2], 0.0), "weight: expected a contiguous"),
+    "integer weights": (
+        lambda z: weighted(z, 0, z.astype(int), 0.0), "weight: expected float64 or float32",
     ),
     "read-only out": (lambda z: with_grad(z, 0, read_only(z), 1.0), "out: expected a writable"),
 }  # fmt: skip

@@ -14,6 +14,7 @@ from fastce.cpu.jit import kernel
 from tests import oracle
 from tests.checks import (
     FLOATS,
+    assert_close,
     assert_gradient,
     assert_loss,
     draw,
@@ -277,6 +278,90 @@ def test_edge_cases_are_those_of_the_whole(dtype, axis, cuts, kind):
     assert got.total_weight == stats.total_weight
 
 
+# The entropy --------------------------------------------------------------------------------------
+
+
+def merged(logits, targets, cuts, **options):
+    parts = parts_of(logits, targets, cuts, entropy=True, **options)
+    return shards.finish(shards.merge(*(part for part, _, _ in parts)), reduction="none")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("offset", [0.0, -1e6, 2.0**23, 1e15])
+@pytest.mark.parametrize("scale", [0.01, 3.0, 30.0])
+def test_entropy_does_not_depend_on_the_split(dtype, offset, scale):
+    for classes, cuts in ((10, range(1, 10)), (257, [1, 90]), (5000, [1000, 4999])):
+        logits = (draw((24, classes), np.float64, scale=scale) + offset).astype(dtype)
+        targets = draw_targets((24,), classes)
+        want = oracle.cross_entropy_stats(logits, targets)
+        got = merged(logits, targets, cuts).entropy
+        if offset < 1e9:
+            assert_loss(got, want.entropy, dtype)
+        else:
+            assert_close(got, want.entropy, 3e-7 if dtype.itemsize == 4 else 1e-14)
+
+
+@pytest.mark.parametrize(
+    "dtype, gap", [(np.dtype(d), g) for d in GAPS for g in GAPS[d][:3]], ids=str
+)
+def test_a_confident_row_keeps_its_entropy(dtype, gap):
+    for classes, cuts in ((4, [1, 2, 3]), (100, [50])):
+        for place in (0, classes - 1):
+            logits = draw((2, classes), np.float64, scale=0.01).astype(dtype)
+            logits[:, place] = gap
+            want = oracle.cross_entropy_stats(logits, np.full(2, place))
+            got = merged(logits, np.full(2, place), cuts).entropy
+            assert_loss(got, want.entropy, dtype, anywhere=True)
+            assert np.all(got > 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_entropies_of_special_rows(dtype, axis):
+    logits, targets = rows_with_everything(dtype)
+    if axis == 0:
+        logits = np.ascontiguousarray(logits.T)
+    got = merged(logits, targets, [1, 6, 10, 28], axis=axis).entropy
+    want = oracle.cross_entropy_stats(logits, targets, axis=axis)
+    assert_loss(got, want.entropy, dtype, anywhere=True)
+    whole = fastce.cross_entropy_stats(logits, targets, axis=axis).entropy
+    one = merged(logits, targets, [], axis=axis).entropy
+    np.testing.assert_allclose(one, whole, rtol=1e-6 if dtype.itemsize == 4 else 1e-14)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_order_of_merging_changes_no_bit_of_the_entropy(dtype, smoothing):
+    """Nor does the entropy change what else is in a record, but for the digits of its sums."""
+    logits, targets = rows_with_everything(dtype)
+    cuts = [1, 6, 10, 11, 28, 36]
+    options = {"label_smoothing": smoothing}
+    parts = [part for part, _, _ in parts_of(logits, targets, cuts, entropy=True, **options)]
+    seen = set()
+    chance = random.Random(0)
+    for _ in range(60):
+        pool = list(parts)
+        while len(pool) > 1:
+            chance.shuffle(pool)
+            pool.append(shards.merge(pool.pop(), pool.pop()))
+        total = shards.finish(pool[0], reduction="none")
+        seen.add(total.entropy.tobytes() + total.loss.tobytes() + total.lse.tobytes())
+    assert len(seen) == 1
+    without, _ = sharded(logits, targets, cuts, reduction="none", **options)
+    assert without.entropy is None
+    np.testing.assert_allclose(total.loss, without.loss, rtol=4 * np.finfo(dtype).eps)
+
+
+def test_entropy_after_a_cap_and_in_16_bits():
+    logits, targets = draw((20, 100), FLOATS[3], scale=9.0), draw_targets((20,), 100)
+    want = oracle.cross_entropy_stats(logits, targets)
+    assert_loss(merged(logits, targets, [30]).entropy, want.entropy, FLOATS[3])
+    z = draw((20, 100), np.float64, scale=9.0)
+    want = oracle.cross_entropy_stats(5 * np.tanh(z / 5), targets)
+    got = merged(z, targets, [30], softcap=5.0).entropy
+    assert_loss(got, want.entropy, z.dtype, anywhere=True)
+
+
 def test_an_ignored_row_is_never_read_and_its_gradient_is_zero():
     logits = np.full((3, 40), np.nan)
     got, grad = sharded(logits, np.full(3, -100), [10])
@@ -353,6 +438,11 @@ ERRORS = [
         lambda: shards.merge(
             WHOLE, shards.partial(Z, Y, class_offset=0, classes=10, label_smoothing=0.5)
         ),
+        ValueError,
+        "same terms",
+    ),
+    (
+        lambda: shards.merge(WHOLE, shards.partial(Z, Y, class_offset=0, classes=10, entropy=True)),
         ValueError,
         "same terms",
     ),

@@ -1,6 +1,6 @@
 """Softmax objectives of `fastce.boosting` beside XGBoost's and LightGBM's own.
 
-    python -m benchmarks.integrations.boosting
+    python -m benchmarks.integrations.boosting [--quick]
 
 Whole trainings of the same trees, in turns: times are minima, ratios medians within a turn. The
 objective alone is timed on the scores of that training; the rest of the difference is what a
@@ -12,17 +12,17 @@ import lightgbm
 import numpy as np
 import xgboost
 
-from benchmarks.timing import Contestant, alternately
+from benchmarks.timing import Contestant, alternately, asked_for_quick
 from fastce.boosting import softmax_objective
 
 ROWS, FEATURES, ROUNDS = 50000, 10, 10
 CLASSES = [3, 10, 50]
 
 
-def trainings(classes: int) -> dict[str, Contestant]:
+def trainings(rows: int, classes: int) -> dict[str, Contestant]:
     rng = np.random.default_rng(0)
-    y = rng.integers(0, classes, ROWS)
-    x = rng.normal(size=(ROWS, FEATURES)) + rng.normal(size=(classes, FEATURES))[y]
+    y = rng.integers(0, classes, rows)
+    x = rng.normal(size=(rows, FEATURES)) + rng.normal(size=(classes, FEATURES))[y]
     matrix, data = xgboost.DMatrix(x, y), lightgbm.Dataset(x, y, free_raw_data=False)
     first = {"num_class": classes, "max_depth": 4, "base_score": 0.5, "objective": "multi:softprob"}
     second = {
@@ -31,8 +31,8 @@ def trainings(classes: int) -> dict[str, Contestant]:
     }  # fmt: skip
     ours = {name: softmax_objective(name) for name in ("xgboost", "lightgbm")}
     scores = {
-        "xgboost": rng.normal(size=(ROWS, classes)).astype(np.float32),
-        "lightgbm": np.asfortranarray(rng.normal(size=(ROWS, classes))),
+        "xgboost": rng.normal(size=(rows, classes)).astype(np.float32),
+        "lightgbm": np.asfortranarray(rng.normal(size=(rows, classes))),
     }
     labels = y.astype(np.float32)
 
@@ -52,12 +52,13 @@ def trainings(classes: int) -> dict[str, Contestant]:
 
 
 def main() -> None:
-    print(f"{ROWS} rows, {FEATURES} features, {ROUNDS} rounds; ms per training or per call")
+    rows, each, turns = (200, [3], 1) if asked_for_quick() else (ROWS, CLASSES, 3)
+    print(f"{rows} rows, {FEATURES} features, {ROUNDS} rounds; ms per training or per call")
     print(
         "classes   library     own objective   ours   ours / own   the objective alone, per round"
     )
-    for classes in CLASSES:
-        times = alternately(trainings(classes), turns=3, seconds=0.0)
+    for classes in each:
+        times = alternately(trainings(rows, classes), turns=turns, seconds=0.0)
         for library in ("xgboost", "lightgbm"):
             own, ours, alone = (times[f"{library} {k}"] for k in ("own", "ours", "objective"))
             print(

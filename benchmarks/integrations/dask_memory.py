@@ -1,6 +1,6 @@
 """Loss and gradient of more logits than memory holds, generated chunk by chunk as they are needed.
 
-    python -m benchmarks.integrations.dask_memory --gigabytes 40
+    python -m benchmarks.integrations.dask_memory --gigabytes 40 [--quick]
 
 Prints the peak memory of the process. The gradient is reduced to the sum of its sizes: written
 nowhere, but computed whole. Some rows of chunks are checked against `fastce.cross_entropy`.
@@ -44,7 +44,11 @@ def expected(row: int, targets: np.ndarray) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=2.0)
-    gigabytes = parser.parse_args().gigabytes
+    parser.add_argument(
+        "--quick", action="store_true", help="one row of chunks, a quarter of a gigabyte"
+    )
+    asked = parser.parse_args()
+    gigabytes = 0.0 if asked.quick else asked.gigabytes
     row_chunks = max(1, round(gigabytes * 1e9 / (4 * CLASSES * CHUNK[0])))
     rows = row_chunks * CHUNK[0]
     z = da.map_blocks(

@@ -1,6 +1,6 @@
 """`fastce.jax` beside JAX's own formula and optax's loss, all under `jax.jit`.
 
-    python -m benchmarks.integrations.jax
+    python -m benchmarks.integrations.jax [--quick]
 
 Contestants take turns in one run; times are minima, ratios medians within a turn. "bare" is the
 NumPy function on the same logits, its gradient to memory that exists; XLA makes its results anew,
@@ -17,7 +17,7 @@ import optax
 
 import fastce
 import fastce.jax
-from benchmarks.timing import Contestant, alternately
+from benchmarks.timing import Contestant, alternately, asked_for_quick
 
 SHAPES = [(32, 10), (65536, 10), (4096, 1000), (1024, 32000)]
 FEATURES = 16
@@ -72,12 +72,13 @@ def contestant(work, loss, arrays):
 
 
 def main() -> None:
+    shapes, turns, seconds = ([(32, 10)], 1, 0.0) if asked_for_quick() else (SHAPES, 5, 0.02)
     rng = np.random.default_rng(0)
     print(
         "rows x classes   work       fastce ms"
         + "".join(f"{name + ' / fastce':>19}" for name in (*list(LOSSES)[1:], "bare"))
     )
-    for rows, classes in SHAPES:
+    for rows, classes in shapes:
         x = rng.standard_normal((rows, FEATURES), np.float32)
         w = rng.standard_normal((FEATURES, classes), np.float32) / 4
         z, y = x @ w, rng.integers(0, classes, rows).astype(np.int32)
@@ -94,7 +95,7 @@ def main() -> None:
             }
             if work in bare:
                 contestants["bare"] = Contestant(bare[work])
-            times = alternately(contestants, turns=5, seconds=0.02)
+            times = alternately(contestants, turns=turns, seconds=seconds)
             line = f"{rows:6} x {classes:<7} {work:9}{1e3 * times['fastce'].minimum:11.3f}"
             for name in (*list(LOSSES)[1:], "bare"):
                 ratio = f"{times[name].over(times['fastce']):.2f}" if name in times else ""

@@ -1,6 +1,6 @@
 """What a step of `fastce.mpi` costs, measured on this machine and modelled for many.
 
-    python -m benchmarks.integrations.mpi_cost     needs mpiexec; runs itself on 1, 2 and 4 ranks
+    python -m benchmarks.integrations.mpi_cost [--quick]     needs mpiexec; on 1, 2 and 4 ranks
 
 Model of one step (loss and gradient) of N rows, C classes among P ranks, r bytes per record:
 
@@ -31,6 +31,7 @@ import numpy as np
 
 ROWS, CLASSES = 4096, 32768  # 512 MiB, of which no rank's slice fits a cache
 REPEATS = 12
+QUICK_ROWS, QUICK_CLASSES = 8, 64
 # A cluster for the extrapolation: what a current network gives a rank (400 Gbit/s for 8 of them).
 NETWORK = {"latency": 2e-6, "bandwidth": 6e9}
 
@@ -49,19 +50,19 @@ def seconds(comm: Any, call: Callable[[], Any]) -> float:
     return best
 
 
-def measure() -> dict[str, float]:
+def measure(rows: int, classes: int) -> dict[str, float]:
     """Times on this rank's communicator, and of its parts."""
     from mpi4py import MPI
 
     from fastce import mpi, shards
 
     comm = MPI.COMM_WORLD
-    start, stop = (CLASSES * k // comm.size for k in (comm.rank, comm.rank + 1))
+    start, stop = (classes * k // comm.size for k in (comm.rank, comm.rank + 1))
     rng = np.random.default_rng(comm.rank)
-    logits = rng.standard_normal((ROWS, stop - start), np.float32)
+    logits = rng.standard_normal((rows, stop - start), np.float32)
     out = np.empty_like(logits)
-    targets = np.random.default_rng(0).integers(0, CLASSES, ROWS)
-    given: Any = {"class_offset": start, "classes": CLASSES}
+    targets = np.random.default_rng(0).integers(0, classes, rows)
+    given: Any = {"class_offset": start, "classes": classes}
     part = shards.partial(logits, targets, **given)
     total = shards.Partial(part.records.copy(), part.rows, part.terms)
     mpi._merge_all(comm, total)
@@ -85,12 +86,12 @@ def measure() -> dict[str, float]:
     }
 
 
-def launched(ranks: int) -> dict[str, float]:
+def launched(ranks: int, *options: str) -> dict[str, float]:
     """The measurements of rank 0 of so many."""
     beside = Path(sys.executable).parent
     mpiexec = shutil.which("mpiexec", path=f"{beside}:{os.environ['PATH']}")
     assert mpiexec, "mpiexec not found: install the extra mpi"
-    itself = [sys.executable, "-m", "benchmarks.integrations.mpi_cost", "--rank"]
+    itself = [sys.executable, "-m", "benchmarks.integrations.mpi_cost", "--rank", *options]
     command = [mpiexec, "-n", str(ranks), *itself]
     env = os.environ | {"FASTCE_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
@@ -120,23 +121,27 @@ def sliced(measured: dict[str, float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rank", action="store_true", help="measure on the ranks of mpiexec")
-    if parser.parse_args().rank:
+    parser.add_argument("--quick", action="store_true", help="tiny inputs; the numbers say nothing")
+    asked = parser.parse_args()
+    rows, classes = (QUICK_ROWS, QUICK_CLASSES) if asked.quick else (ROWS, CLASSES)
+    if asked.rank:
         from mpi4py import MPI
 
-        found = measure()
+        found = measure(rows, classes)
         if MPI.COMM_WORLD.rank == 0:
             print(json.dumps(found))
         return
     cores = len(os.sched_getaffinity(0))
-    measured = {ranks: launched(ranks) for ranks in (1, 2, 4)}
+    options = ["--quick"] if asked.quick else []
+    measured = {ranks: launched(ranks, *options) for ranks in (1, 2, 4)}
     one, two = measured[1], measured[2]
     here = {
         "latency": two["few"] / 2,
         "bandwidth": one["bytes"] / max(two["many"] - two["few"], 1e-9),
     }
-    print(f"{ROWS} rows, {CLASSES} classes, float32, {cores} cores, one thread per rank;")
+    print(f"{rows} rows, {classes} classes, float32, {cores} cores, one thread per rank;")
     print(
-        f"{one['bytes'] / ROWS:.0f} bytes and {one['merge'] / ROWS * 1e9:.0f} ns per record merged"
+        f"{one['bytes'] / rows:.0f} bytes and {one['merge'] / rows * 1e9:.0f} ns per record merged"
     )
     print(f"latency {here['latency'] * 1e6:.1f} us, bandwidth {here['bandwidth'] / 1e9:.1f} GB/s\n")
     print("milliseconds      compute            agree           reduce             step")

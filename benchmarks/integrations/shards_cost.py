@@ -1,6 +1,6 @@
 """What dividing the classes costs on one machine, beside the undivided call.
 
-    python -m benchmarks.integrations.shards_cost
+    python -m benchmarks.integrations.shards_cost [--quick]
 
 Alternately, as median ratios to the same function of the whole array; float32, all threads. The
 plain dask formulas are what one writes without this library. Then what every chunk costs whatever
@@ -18,17 +18,19 @@ import numpy as np
 
 import fastce
 import fastce.dask
-from benchmarks.timing import Contestant, alternately
+from benchmarks.timing import Contestant, alternately, asked_for_quick
 from fastce import shards
 
 ROWS, CLASSES, SLICES = 1024, 32768, 4
+GRAPHS = (50, 400)  # rows of chunks
 
 
 def sliced(slices: Any, targets: Any, outs: Any = None, **options: Any) -> Any:
     """Loss, and with `outs` the gradient, by way of slices."""
-    starts = range(0, CLASSES, CLASSES // len(slices))
+    classes = sum(z.shape[1] for z in slices)
+    starts = range(0, classes, classes // len(slices))
     total = shards.merge(*(
-        shards.partial(z, targets, class_offset=start, classes=CLASSES, **options)
+        shards.partial(z, targets, class_offset=start, classes=classes, **options)
         for start, z in zip(starts, slices, strict=True)
     ))  # fmt: skip
     if outs is not None:
@@ -54,14 +56,17 @@ def plain_softmax(z: Any) -> Any:
 
 
 def main() -> None:
+    quick = asked_for_quick()
+    rows, classes = (16, 64) if quick else (ROWS, CLASSES)
+    turns, seconds = (1, 0.0) if quick else (5, 0.1)
     rng = np.random.default_rng(0)
-    logits = rng.standard_normal((ROWS, CLASSES), np.float32)
-    targets = rng.integers(0, CLASSES, ROWS)
+    logits = rng.standard_normal((rows, classes), np.float32)
+    targets = rng.integers(0, classes, rows)
     out = np.empty_like(logits)
     slices = [np.ascontiguousarray(z) for z in np.split(logits, SLICES, axis=1)]
     outs = [np.empty_like(z) for z in slices]
-    z = da.from_array(logits, chunks=(ROWS // 4, CLASSES // SLICES))
-    by_rows = da.from_array(logits, chunks=(ROWS // 4, CLASSES))
+    z = da.from_array(logits, chunks=(rows // 4, classes // SLICES))
+    by_rows = da.from_array(logits, chunks=(rows // 4, classes))
     calls = {
         "loss": lambda: fastce.cross_entropy(logits, targets),
         "loss, one slice": lambda: sliced([logits], targets),
@@ -86,22 +91,19 @@ def main() -> None:
         "softmax, formula of dask arrays": lambda: plain_softmax(z).persist(),
         "stats": lambda: fastce.cross_entropy_stats(logits, targets),
         "stats, dask, 16 chunks": lambda: dask.persist(fastce.dask.cross_entropy_stats(z, targets)),
-        "stats without entropy, dask, 16 chunks": lambda: dask.persist(
-            fastce.dask.cross_entropy_stats(z, targets)._replace(entropy=None)
-        ),
     }
     for group in ("loss", "both", "logsumexp", "softmax", "stats"):
         mine = {n: Contestant(c) for n, c in calls.items() if n.split(",")[0].split()[0] == group}
-        found = alternately(mine, turns=5, seconds=0.1)
+        found = alternately(mine, turns=turns, seconds=seconds)
         for name, times in found.items():
             ratio = times.over(found[group])
             print(f"{name:38} {times.minimum * 1e3:8.2f} ms   {ratio:5.2f}")
-    for name, per_chunk in chunk_costs().items():
+    for name, per_chunk in chunk_costs((2, 3) if quick else GRAPHS).items():
         print(f"{name:38} " + ", ".join(f"{n} chunks {b:4.0f} + {r:4.0f} us"
                                         for n, (b, r) in per_chunk.items()))  # fmt: skip
 
 
-def chunk_costs() -> dict[str, dict[int, tuple[float, float]]]:
+def chunk_costs(graphs: tuple[int, ...]) -> dict[str, dict[int, tuple[float, float]]]:
     """Microseconds per chunk to build a graph and to go through it, by function and chunks."""
     functions: dict[str, Callable[[Any, Any], Any]] = {
         "exp and sum of dask": lambda z, y: da.exp(z).sum(),
@@ -117,7 +119,7 @@ def chunk_costs() -> dict[str, dict[int, tuple[float, float]]]:
         ),
     }
     found: dict[str, dict[int, tuple[float, float]]] = {}
-    for rows, (name, function) in itertools.product((50, 400), functions.items()):
+    for rows, (name, function) in itertools.product(graphs, functions.items()):
         z = da.zeros((rows, 8), chunks=(1, 2), dtype=np.float32)
         best = [np.inf, np.inf]
         for _ in range(2):

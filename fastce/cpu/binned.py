@@ -126,6 +126,19 @@ def add_product(sums, i, at, digits, x, y, bins):
 
 
 @device
+def add_product_of_three(sums, i, at, digits, x, y, z, bins):
+    """Add x * y * z * 2**(WIDTH * bins), the product exact; all are finite."""
+    x, x_power = math.frexp(x)
+    y, y_power = math.frexp(y)
+    z, z_power = math.frexp(z)
+    power = x_power + y_power + z_power
+    for part in two_product(x, y):
+        high, low = two_product(part, z)
+        _add(sums, i, at, digits, high, power, bins)
+        _add(sums, i, at, digits, low, power, bins)
+
+
+@device
 def merge(sums, others, i, at, digits):
     """Add the sum in row i of `others`."""
     top = others[i, at]

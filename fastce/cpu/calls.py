@@ -107,16 +107,6 @@ def softmax(
         launch(kernel, args, layout.parallel)
 
 
-def entropy_gap(
-    axis: int, x: AnyArray, known: npt.NDArray[np.float64], result: npt.NDArray[np.float64]
-) -> None:
-    """What the classes of x contribute to the mean of m - z under the softmax of all."""
-    for first, bases, layout in blocks(axis, x):
-        rows = _rows(first, layout.outer * layout.inner, known, result)
-        kernel = softmaxes.entropy_gap_columns if layout.columns else softmaxes.entropy_gap_rows
-        launch(kernel, (*bases, *rows, *_pieces(layout)), layout.parallel)
-
-
 def logsumexp(axis: int, x: AnyArray, result: AnyArray) -> None:
     """log of the sum of exp into `result`, one number per row."""
     for first, bases, layout in blocks(axis, x):

@@ -46,7 +46,12 @@ def address(typingctx, base):
 
 @intrinsic
 def on_the_stack(typingctx, base, count):
-    """A pointer to room for `count` (a literal) numbers like those of `base`, until the return."""
+    """A pointer to room for `count` (a literal) numbers like those of `base`, until the return.
+
+    None stays None.
+    """
+    if base is types.none:
+        return base(base, count), lambda context, builder, sig, args: context.get_dummy_value()
     if not isinstance(count, types.IntegerLiteral):
         return None  # numba tries again with the literal
     pointer = types.CPointer(base.dtype)

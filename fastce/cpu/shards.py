@@ -7,10 +7,12 @@ any order:
     REST   exp(z_j) over all classes but one where the maximum is, in absolute terms
     MASS   u_j, what the labels lay on the classes                    (with labels on all classes)
     GAP    u_j (m' - z_j) - u_j m', m' being the maximum of the slice           (ditto)
+    SPREAD exp(z_j) (m' - z_j) - exp(z_j) m' over the classes of REST           (for the entropy)
 
 As in `rows`, one maximum is left out, so that rest = REST / exp(m) keeps the digits of small
-losses; where two slices merge, that of the loser enters REST.  With the m of all classes,
-sum u_j (m - z_j) = GAP + m MASS, which the many digits of GAP leave exact at any common offset.
+losses; where two slices merge, that of the loser enters REST and SPREAD.  With the m of all
+classes, sum u_j (m - z_j) = GAP + m MASS, and sum exp(z_j) (m - z_j) = SPREAD + m REST, which the
+many digits of GAP and SPREAD leave exact at any common offset.
 
 An ignored row has the first class -1.  m is NaN where a logit is, and the first class then its own.
 """
@@ -21,7 +23,7 @@ import numpy as np
 
 from fastce.cpu import binned, columns, rows
 from fastce.cpu.constants import constant
-from fastce.cpu.elementary import exp_scale, exp_scaled
+from fastce.cpu.elementary import exp_scale, exp_scaled, log1p
 from fastce.cpu.jit import device, kernel
 from fastce.cpu.loops import capped_number
 from fastce.cpu.memory import (
@@ -41,9 +43,8 @@ from fastce.cpu.tiles import allocate, count_tiles, gather, scatter, start_of, t
 from fastce.cpu.vector import convert, lanes, where
 
 MAXIMUM, FIRST, LOGIT, WEIGHT, REST = range(5)
-MASS = REST + 1 + binned.FEW
-GAP = MASS + 1 + binned.FEW
-PLAIN, LABELLED = MASS, GAP + 1 + binned.MANY  # numbers in a record
+_FEW, _MANY = 1 + binned.FEW, 1 + binned.MANY  # numbers of a sum
+PLAIN, LABELS, ENTROPY = REST + _FEW, _FEW + _MANY, 1 + _MANY  # numbers of a record, and more of it
 
 LN2_LOW = 2.3190468138462996e-17  # ln(2) less its float64
 # Logits beyond this size differ by 16 at least, or not at all: only the largest count.
@@ -70,24 +71,50 @@ def exponential(m, like):
     return exp_scaled(r, bias, floor), bins
 
 
+def places(size: int) -> tuple[int, int, int, int]:
+    """Digits of REST, then where MASS, GAP and SPREAD start; 0 for what such a record lacks.
+
+    m REST is added to SPREAD, which takes digits for m, too.
+    """
+    entropy = size == PLAIN + ENTROPY or size == PLAIN + LABELS + ENTROPY
+    digits = binned.MANY if entropy else binned.FEW
+    mass = REST + 1 + digits if size >= PLAIN + LABELS else 0
+    gap = mass + _FEW if mass > 0 else 0
+    return digits, mass, gap, size - _MANY if entropy else 0
+
+
+_places = device(places)
+
+
 @device
-def _record(records, i, m, rest, first, z_y, w_y, gap, mass, like):
-    """Write what a slice knows; an infinite m comes with no rest."""
+def _record(records, i, m, rest, first, z_y, w_y, gap, mass, entropy, mean_gap, like):
+    """Write what a slice knows; an infinite m comes with no rest.
+
+    With `entropy`, `mean_gap` is the mean of m - z_j under the slice's own softmax.
+    """
+    digits, mass_at, gap_at, spread_at = _places(records.shape[1])
     records[i, MAXIMUM] = m
     records[i, FIRST] = first
     records[i, LOGIT] = z_y
     records[i, WEIGHT] = w_y
-    binned.clear(records, i, REST, binned.FEW)
+    e, bins = 0.0, 0.0
+    binned.clear(records, i, REST, digits)
     if abs(m) < np.inf:
         e, bins = exponential(m, like)
-        binned.add_product(records, i, REST, binned.FEW, rest, e, bins)
-    if records.shape[1] > PLAIN:
-        binned.clear(records, i, MASS, binned.FEW)
-        binned.clear(records, i, GAP, binned.MANY)
-        binned.add(records, i, MASS, binned.FEW, mass, 0.0)
-        binned.add(records, i, GAP, binned.MANY, gap, 0.0)
+        binned.add_product(records, i, REST, digits, rest, e, bins)
+    if entropy is not None:
+        binned.clear(records, i, spread_at, binned.MANY)
         if abs(m) < np.inf:
-            binned.add_product(records, i, GAP, binned.MANY, -mass, m, 0.0)
+            own = mean_gap * (1.0 + rest)
+            binned.add_product(records, i, spread_at, binned.MANY, own, e, bins)
+            binned.add_product_of_three(records, i, spread_at, binned.MANY, -m, rest, e, bins)
+    if mass_at > 0:
+        binned.clear(records, i, mass_at, binned.FEW)
+        binned.clear(records, i, gap_at, binned.MANY)
+        binned.add(records, i, mass_at, binned.FEW, mass, 0.0)
+        binned.add(records, i, gap_at, binned.MANY, gap, 0.0)
+        if abs(m) < np.inf:
+            binned.add_product(records, i, gap_at, binned.MANY, -mass, m, 0.0)
 
 
 @device
@@ -102,7 +129,7 @@ def _known_maximum(base, offset, count, advance, m, rest, first):
 
 @kernel
 def partial_rows(
-    logits_base, targets, soft_base, weight, spread_weight_base, records, class_offset,
+    logits_base, targets, soft_base, weight, spread_weight_base, records, entropy, class_offset,
     ignore_index, keep, spread, softcap, outer, inner, classes, chunk, parts,
     outer_stride, inner_stride, step, soft_outer_stride, soft_inner_stride, soft_step, counter,
 ):  # fmt: skip
@@ -122,7 +149,7 @@ def partial_rows(
             w_y = 0.0
             if targets is not None:
                 if targets[i] == ignore_index:
-                    _record(records, i, -np.inf, 0.0, -1, z_y, w_y, 0.0, 0.0, zero)
+                    _record(records, i, -np.inf, 0.0, -1, 0.0, 0.0, 0.0, 0.0, entropy, 0.0, zero)
                     continue
                 y = targets[i] - class_offset
                 if 0 <= y < classes:
@@ -136,13 +163,19 @@ def partial_rows(
                 soft, soft_offset, soft_step, spread_weight, keep, spread,
             )  # fmt: skip
             first = rows.first_maximum(logits, offset, 0, classes, step, softcap, m)
+            mean_gap = 0.0
+            if entropy is not None:
+                mean_gap = rows.entropy_gap(logits, offset, classes, step, softcap, m, rest)
             m, first = _known_maximum(logits, offset, classes, each, m, rest, first)
-            _record(records, i, m, rest, first + class_offset, z_y, w_y, gap, mass, zero)
+            _record(
+                records, i, m, rest, first + class_offset, z_y, w_y, gap, mass,
+                entropy, mean_gap, zero,
+            )  # fmt: skip
 
 
 @kernel
 def partial_columns(
-    logits_base, targets, soft_base, weight, spread_weight_base, records, class_offset,
+    logits_base, targets, soft_base, weight, spread_weight_base, records, entropy, class_offset,
     ignore_index, keep, spread, softcap, outer, inner, classes, chunk, parts,
     outer_stride, inner_stride, class_stride, soft_outer_stride, soft_inner_stride,
     soft_class_stride, counter,
@@ -156,7 +189,7 @@ def partial_columns(
     width = lanes(zero)
     row_bytes = width * 8
     tiles = count_tiles(outer, inner, width)
-    scratch = np.zeros((5, width))
+    scratch = np.zeros((6, width))
     tile_memory, z_tile = allocate(classes, width)
     tile = address_as(tile_memory, logits_base)
     soft_memory, h_tile = allocate(0 if soft_base is None else classes, width)
@@ -190,13 +223,19 @@ def partial_columns(
                 )  # fmt: skip
                 store(scratch, 3 * row_bytes, None, gap)
                 store(scratch, 4 * row_bytes, None, mass)
+            if entropy is not None:
+                mean_gap = columns.entropy_gap(tile, z_tile, classes, softcap, m, rest)
+                store(scratch, 5 * row_bytes, None, mean_gap)
             for lane in range(skip, stop):
                 place = columns.number(tile, z_tile, 0, lane, zero)
                 z_y = 0.0
                 w_y = 0.0
                 if targets is not None:
                     if targets[i + lane] == ignore_index:
-                        _record(records, i + lane, -np.inf, 0.0, -1, z_y, w_y, 0.0, 0.0, zero)
+                        _record(
+                            records, i + lane, -np.inf, 0.0, -1, 0.0, 0.0, 0.0, 0.0,
+                            entropy, 0.0, zero,
+                        )  # fmt: skip
                         continue
                     y = targets[i + lane] - class_offset
                     if 0 <= y < classes:
@@ -209,7 +248,8 @@ def partial_columns(
                 )  # fmt: skip
                 _record(
                     records, i + lane, top, scratch[1, lane], at + class_offset, z_y, w_y,
-                    scratch[3, lane], scratch[4, lane], zero,
+                    scratch[3, lane], scratch[4, lane],
+                    entropy, scratch[5, lane], zero,
                 )  # fmt: skip
 
 
@@ -220,9 +260,10 @@ def merge(records, others, like):
         _merge_maximum(records, others, i, like)
         records[i, LOGIT] += others[i, LOGIT]
         records[i, WEIGHT] += others[i, WEIGHT]
-        if records.shape[1] > PLAIN:
-            binned.merge(records, others, i, MASS, binned.FEW)
-            binned.merge(records, others, i, GAP, binned.MANY)
+        _, mass_at, gap_at, _ = _places(records.shape[1])
+        if mass_at > 0:
+            binned.merge(records, others, i, mass_at, binned.FEW)
+            binned.merge(records, others, i, gap_at, binned.MANY)
 
 
 @device
@@ -238,15 +279,24 @@ def _merge_maximum(records, others, i, like):
     if other > m or (other == m and others[i, FIRST] < records[i, FIRST]):
         records[i, FIRST] = others[i, FIRST]
     records[i, MAXIMUM] = max(m, other)
+    digits, _, _, spread_at = _places(records.shape[1])
     if m != other and max(abs(m), abs(other)) > HUGE:
         if other > m:
-            binned.clear(records, i, REST, binned.FEW)
-            binned.merge(records, others, i, REST, binned.FEW)
+            binned.clear(records, i, REST, digits)
+            binned.merge(records, others, i, REST, digits)
+            if spread_at > 0:
+                binned.clear(records, i, spread_at, binned.MANY)
+                binned.merge(records, others, i, spread_at, binned.MANY)
         return
-    binned.merge(records, others, i, REST, binned.FEW)
+    binned.merge(records, others, i, REST, digits)
+    if spread_at > 0:
+        binned.merge(records, others, i, spread_at, binned.MANY)
     if abs(m) < np.inf:
-        e, bins = exponential(min(m, other), like)
-        binned.add(records, i, REST, binned.FEW, e, bins)
+        loser = min(m, other)
+        e, bins = exponential(loser, like)
+        binned.add(records, i, REST, digits, e, bins)
+        if spread_at > 0:
+            binned.add_product(records, i, spread_at, binned.MANY, -loser, e, bins)
 
 
 @device
@@ -256,34 +306,51 @@ def _known(records, i, like):
     rest = np.nan
     gap = 0.0
     mass = 0.0
+    digits, mass_at, gap_at, _ = _places(records.shape[1])
     if abs(m) < np.inf:
         e, unit = exponential(m, like)
-        high, low, bins = binned.value(records, i, REST, binned.FEW)
+        high, low, bins = binned.value(records, i, REST, digits)
         rest = binned.shifted(binned.quotient(high, low, e), bins - unit, 0)
-        if records.shape[1] > PLAIN:
-            mass, mass_low, bins = binned.value(records, i, MASS, binned.FEW)
+        if mass_at > 0:
+            mass, mass_low, bins = binned.value(records, i, mass_at, binned.FEW)
             mass = binned.shifted(mass, bins, 0)
             mass_low = binned.shifted(mass_low, bins, 0)
-            gap = _gap(records, i, m, mass, mass_low)
+            gap, m_power = _gap(records, i, gap_at, m, mass, mass_low, 0.0)
+            gap = math.ldexp(gap, m_power)
     return m, rest, gap, mass
 
 
 @device
-def _gap(records, i, m, mass, mass_low):
-    """GAP + m MASS; terms that cancel are added with all their digits."""
-    gap, gap_low, bins = binned.value(records, i, GAP, binned.MANY)
-    if records[i, GAP] == np.inf:
-        return gap
+def _gap(records, i, at, m, mass, mass_low, unit):
+    """The sum at `at` + m mass, all in units of bins, as a number and the exponent of its scale.
+
+    Terms that cancel are added with all their digits.
+    """
+    gap, gap_low, bins = binned.value(records, i, at, binned.MANY)
+    if records[i, at] == np.inf:
+        return gap, 0
     # Relative to the power of two of m, where nothing overflows.
     m, m_power = math.frexp(m)
-    gap = binned.shifted(gap, bins, -m_power)
-    gap_low = binned.shifted(gap_low, bins, -m_power)
+    gap = binned.shifted(gap, bins - unit, -m_power)
+    gap_low = binned.shifted(gap_low, bins - unit, -m_power)
     high, low = binned.two_product(mass, m)
     both, lost = binned.two_sum(high, gap)
     both += ((lost + low) + gap_low) + mass_low * m
     if abs(both) <= DROPPED * abs(gap):
-        return 0.0
-    return math.ldexp(both, m_power)
+        return 0.0, 0
+    return both, m_power
+
+
+@device
+def _entropy(records, i, m, rest, like):
+    """Entropy of the softmax of a row."""
+    if rest != rest:
+        return np.nan
+    e, unit = exponential(m, like)
+    digits, _, _, spread_at = _places(records.shape[1])
+    high, low, bins = binned.value(records, i, REST, digits)
+    gap, power = _gap(records, i, spread_at, m, high, low, bins)
+    return log1p(rest) + binned.shifted(gap / e, bins - unit, power) / (1.0 + rest)
 
 
 @kernel
@@ -308,7 +375,7 @@ def totals(records):
 
 
 @kernel
-def finish(records, like, keep, z_loss, losses, lses, predicted):
+def finish(records, like, keep, z_loss, losses, lses, predicted, entropies):
     """Fill the results of each row; returns the sums of the losses and of the z-loss terms."""
     nll_sum = 0.0
     z_sum = 0.0
@@ -317,6 +384,8 @@ def finish(records, like, keep, z_loss, losses, lses, predicted):
         if records[i, FIRST] < 0.0:
             losses[i] = 0.0
             lses[i] = 0.0
+            if entropies is not None:
+                entropies[i] = 0.0
             continue
         m, rest, gap, mass = _known(records, i, like)
         t = keep * records[i, WEIGHT]
@@ -328,6 +397,8 @@ def finish(records, like, keep, z_loss, losses, lses, predicted):
         z_sum += penalty
         losses[i] = nll + penalty
         lses[i] = lse if rest == rest else m
+        if entropies is not None:
+            entropies[i] = _entropy(records, i, m, rest, like)
     return nll_sum, z_sum
 
 

@@ -60,7 +60,7 @@ def _classes(room, j, softcap):
 
 @device
 def _short_statistics(room, count, softcap):
-    """(m, rest) of a row that was brought to `room`, as `columns.statistics` has them."""
+    """(m, rest, first class of the maximum) of a row in `room`, as `columns` has them."""
     zero = zeros(room)
     width = lanes(zero)
     top = zero - np.inf
@@ -85,37 +85,40 @@ def _short_statistics(room, count, softcap):
         for k in range(lanes(spans)):
             rest += extract(spans, k)
     highest = np.float64(largest(top))
-    return highest, rest / (rows.scaled_maximum(highest, zero) * constant("LIFTED", zero))
+    rest = rest / (rows.scaled_maximum(highest, zero) * constant("LIFTED", zero))
+    return highest, rest, first
 
 
 @device
-def _short_gaps(room, count, softcap, m, spread):
-    """Sums of u (m - z_j) and of u, where u is `spread`, as `columns.gaps` has them."""
+def _short_gaps(room, count, softcap, m, soft, weight, keep, spread):
+    """Sums of u_j (m - z_j) and of u_j, u being the `rows.labels`, as `columns.gaps` has them."""
     zero = zeros(room)
     width = lanes(zero)
-    u = splat(spread, zero)
     top = convert(m, zero)
     gap = 0.0
     mass = 0.0
     for start in range(0, count, width):
+        u = rows.labels(soft, 0, None, weight, start, keep, spread, zero)
         gaps = convert(rows.weighted_gap(u, top, _classes(room, start, softcap)), 0.0)
+        masses = convert(u, 0.0)
         for j in range(start, min(start + width, count)):
             gap += extract(gaps, j - start)
-            mass += np.float64(extract(u, 0))
+            mass += extract(masses, j - start)
     return gap, mass
 
 
 @device
-def _short_gradient(room, count, softcap, m, rest, a, spread):
-    """Turn every z_j in `room` into a p_j - spread."""
+def _short_gradient(room, count, softcap, m, rest, a, soft, weight, keep, spread):
+    """Turn every z_j in `room` into a p_j - u_j, u being the `rows.labels`."""
     zero = zeros(room)
     shift = rows.reference(m)[0]
     bias, floor, factor = rows.gradient_scale(m, rest, a, zero)
     for j in range(0, count, lanes(zero)):
         place = j * item_size(room)
+        u = rows.labels(soft, 0, None, weight, j, keep, spread, zero)
         z, slope = capped(load(room, place, None, zero), softcap)
         e = exp_scaled(z - convert(shift, zero), bias, floor)
-        g = fma(e, splat(factor, zero), -1.0 * splat(spread, zero))
+        g = fma(e, splat(factor, zero), -1.0 * u)
         store(room, place, None, g if softcap is None else g * slope)
 
 
@@ -126,7 +129,8 @@ def _statistics(row, count, step, softcap):
         return rows.statistics(row, 0, count, step, softcap)
     room = on_the_stack(row, FEW_CLASSES)
     _brought(row, count, step, room)
-    return _short_statistics(room, count, softcap)
+    m, rest, _ = _short_statistics(room, count, softcap)
+    return m, rest
 
 
 @routine
@@ -163,53 +167,113 @@ def merged(m, rest, other_m, other_rest):
 
 
 @routine
-def row_cross_entropy(row, count, step, y, smoothing, z_loss, softcap):
-    """The loss of a row, its target being the class y."""
-    return _cross_entropy(row, count, step, None, None, y, smoothing, z_loss, softcap, 1.0)
-
-
-@routine
-def row_cross_entropy_and_grad(
-    row, count, step, out, out_step, y, smoothing, z_loss, softcap, scale
+def row_cross_entropy(
+    row, count, step, out, out_step, y, soft, soft_step, weight, smoothing, z_loss, softcap, scale
 ):
-    """The loss of a row; `scale` times its gradient goes to `out`, which may be the row itself."""
-    return _cross_entropy(row, count, step, out, out_step, y, smoothing, z_loss, softcap, scale)
+    """The loss of a row; `scale` times its gradient goes to `out`, which may be the row itself.
+
+    Its target is the class y, or where y is None the probabilities `soft`. Weights lie side by
+    side.
+    """
+    if weight is not None and soft is None and smoothing == 0.0:
+        return _cross_entropy(  # no label but the target's, as `calls` has it
+            row, count, step, out, out_step, y, soft, soft_step, weight, None,
+            smoothing, z_loss, softcap, scale,
+        )  # fmt: skip
+    return _cross_entropy(
+        row, count, step, out, out_step, y, soft, soft_step, weight, weight,
+        smoothing, z_loss, softcap, scale,
+    )  # fmt: skip
 
 
 @device
-def _cross_entropy(row, count, step, out, out_step, y, smoothing, z_loss, softcap, scale):
+def _weight_of(weight, j, like):
+    """The weight of a class, rounded as the vectors like `like` are; 1 without weights."""
+    if weight is None:
+        return 1.0
+    return convert(convert(load_number(weight, j * item_size(weight)), like), 0.0)
+
+
+@device
+def _cross_entropy(
+    row, count, step, out, out_step, y, soft, soft_step, weight, spread_weight,
+    smoothing, z_loss, softcap, scale,
+):  # fmt: skip
     zero = zeros(row)
+    each = rows.distance(row, step)
+    short = count < FEW_CLASSES
     keep = 1.0 - smoothing
     spread = smoothing / count
+    t = 0.0
+    special = -1  # the class whose gradient is written apart
+    z_y = 0.0
+    if y is not None:
+        t = keep * _weight_of(weight, y, zero)
+        special = y
+        z_y = capped_number(load_number(row, y * each), softcap, zero)[0]
+    room = on_the_stack(row, FEW_CLASSES)
+    soft_room = on_the_stack(soft, FEW_CLASSES)
+    weight_room = on_the_stack(spread_weight, FEW_CLASSES)
     gap = 0.0
     mass = 0.0
-    z_y, slope_y = capped_number(load_number(row, y * rows.distance(row, step)), softcap, zero)
-    room = on_the_stack(row, FEW_CLASSES)
-    if count < FEW_CLASSES:
+    if short:
         _brought(row, count, step, room)
-        m, rest = _short_statistics(room, count, softcap)
-        if spread != 0.0:
-            gap, mass = _short_gaps(room, count, softcap, m, spread)
+        if soft is not None:
+            _brought(soft, count, soft_step, soft_room)
+        if spread_weight is not None:
+            _brought(spread_weight, count, None, weight_room)
+        m, rest, first = _short_statistics(room, count, softcap)
+        if soft is not None or spread != 0.0:
+            gap, mass = _short_gaps(room, count, softcap, m, soft_room, weight_room, keep, spread)
+        if soft is not None:
+            special = first
     else:
         m, rest, gap, mass = rows.labelled_statistics(
-            row, 0, count, step, softcap, None, 0, None, None, keep, spread
+            row, 0, count, step, softcap, soft, 0, soft_step, spread_weight, keep, spread
         )
-    nll, lse, everything = rows.cross_entropy(m, rest, z_y, keep, gap, mass)
+        if soft is not None and out is not None and rest < 1.0:
+            special = rows.first_maximum(row, 0, 0, count, step, softcap, m)
+    nll, lse, everything = rows.cross_entropy(m, rest, z_y, t, gap, mass)
     loss = nll + z_loss * lse * lse if z_loss != 0.0 else nll
     if out is not None:
         a = scale * everything
         if z_loss != 0.0:
             a += scale * 2.0 * z_loss * lse
-        value = slope_y * rows.target_gradient(m, rest, z_y, a, scale * (keep + spread))
-        if count < FEW_CLASSES:
-            _short_gradient(room, count, softcap, m, rest, a, scale * spread)
-            store_number(room, y * item_size(room), value)
+        value = 0.0
+        if special >= 0:
+            value = _special_gradient(
+                row, special, step, soft, soft_step, spread_weight, keep, spread, softcap,
+                m, rest, t, a, scale,
+            )  # fmt: skip
+        if short:
+            _short_gradient(
+                room, count, softcap, m, rest, a, soft_room, weight_room,
+                scale * keep, scale * spread,
+            )  # fmt: skip
+            store_number(room, special * item_size(room), value)
             for j in range(count):
                 copy_number(room, j * item_size(room), out, j * rows.distance(out, out_step))
         else:
             rows.write_gradient(
                 row, 0, count, step, softcap, m, rest, a, out, 0, out_step, False,
-                None, 0, None, None, scale * keep, scale * spread,
+                soft, 0, soft_step, spread_weight, scale * keep, scale * spread,
             )  # fmt: skip
-            store_number(out, y * rows.distance(out, out_step), value)
+            if special >= 0:
+                store_number(out, special * rows.distance(out, out_step), value)
     return loss
+
+
+@device
+def _special_gradient(
+    row, j, step, soft, soft_step, weight, keep, spread, softcap, m, rest, t, a, scale
+):
+    """The gradient of class j, what its label lays on it being t beside the `rows.labels`."""
+    zero = zeros(row)
+    raw = load_number(row, j * rows.distance(row, step))
+    z, slope = capped_number(raw, softcap, zero)
+    u = spread
+    if soft is not None:
+        u += keep * load_number(soft, j * rows.distance(soft, soft_step))
+    if weight is not None:
+        u *= _weight_of(weight, j, zero)
+    return slope * rows.target_gradient(m, rest, z, a, scale * (t + u))

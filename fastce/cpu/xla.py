@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import carray, types
+from numba import types
 from numba.extending import intrinsic
 
-from fastce.cpu.foreign import across, chunks, cross_entropy
+from fastce.cpu.foreign import across, array_at, chunks, cross_entropy
 from fastce.cpu.jit import c_function, device
 from fastce.cpu.memory import item_size, pointer_at
 from fastce.cpu.vector import I32, I64, call_llvm
@@ -136,27 +136,9 @@ def _number(typingctx, word):
     return types.float64(types.int64), codegen
 
 
-@intrinsic
-def _array(typingctx, address, item, count):
-    """An array of numbers of a type at an address; None for no type."""
-    if item is types.none:
-        nothing = item(address, item, count)
-        return nothing, lambda context, builder, sig, args: context.get_dummy_value()
-    array = types.Array(item.dtype, 1, "C")
-
-    def codegen(context, builder, sig, args):
-        pointer = types.CPointer(item.dtype)
-        place = builder.inttoptr(args[0], context.get_value_type(pointer))
-        return context.compile_internal(
-            builder, lambda p, n: carray(p, (n,)), array(pointer, types.int64), [place, args[2]]
-        )
-
-    return array(types.int64, item, types.int64), codegen
-
-
 @device
 def _words(address, count):
-    return _array(address, np.int64, count)
+    return array_at(address, np.int64, count)
 
 
 @device
@@ -243,7 +225,7 @@ def _prepare(address, kind, label_kind, upstream_kind):
     outer_stride, inner_stride, class_stride = classes * inner * size, size, inner * size
     if inner == 1:
         outer, inner, outer_stride, inner_stride = 1, rows, 0, classes * size
-    columns = across(base, classes, class_stride, None, 0)
+    columns = across(base, classes, class_stride, None, 0, None, 0)
     chunk, parts = chunks(base, outer, inner, classes, columns)
     job = _allocate(8 * (FIELDS + 2 * rows + 2 * parts))
     words = _words(job, FIELDS)
@@ -267,14 +249,14 @@ def _prepare(address, kind, label_kind, upstream_kind):
     words[COLUMNS] = columns
     words[SMOOTHING] = _attribute(attributes, LABEL_SMOOTHING)
     words[PENALTY] = _attribute(attributes, Z_LOSS)
-    upstream = _array(words[UPSTREAM], np.float64, rows)
+    upstream = array_at(words[UPSTREAM], np.float64, rows)
     if upstream_kind is not None:
         words[GRADIENT] = _words(results[1], DATA + 1)[DATA]
-        given = _array(_words(operands[2], DATA + 1)[DATA], upstream_kind, rows)
+        given = array_at(_words(operands[2], DATA + 1)[DATA], upstream_kind, rows)
         for i in range(rows):
             upstream[i] = given[i]
     if label_kind is not None:
-        labels = _array(words[LABELS], label_kind, rows)
+        labels = array_at(words[LABELS], label_kind, rows)
         words[LABELS] = job + 8 * FIELDS
         targets = _words(words[LABELS], rows)
         for i in range(rows):
@@ -293,8 +275,8 @@ def _finish(address, job, label_kind, loss_kind):
         rows = words[OUTER] * words[INNER]
         frame = _words(address, FRAME)
         labels = _words(_words(frame[ARGUMENTS], 2)[1], DATA + 1)[DATA]
-        targets = _array(labels, label_kind, rows)
-        losses = _array(words[LOSSES], loss_kind, rows)
+        targets = array_at(labels, label_kind, rows)
+        losses = array_at(words[LOSSES], loss_kind, rows)
         for i in range(rows):
             if _bad(targets[i], words):
                 losses[i] = np.nan
@@ -362,14 +344,14 @@ def _handler(name: str, kind: type[np.generic], soft: bool, with_grad: bool) -> 
         outer, inner, classes, parts = words[OUTER], words[INNER], words[CLASSES], words[PARTS]
         strides = (words[OUTER_STRIDE], words[INNER_STRIDE], words[CLASS_STRIDE])
         cross_entropy(
-            pointer_at(words[LOGITS], kind), _array(words[LABELS], target_kind, outer * inner),
-            pointer_at(words[LABELS], soft_kind),
-            _array(words[UPSTREAM], upstream_kind, outer * inner),
-            _array(words[LOSSES], loss_kind, outer * inner),
+            pointer_at(words[LOGITS], kind), array_at(words[LABELS], target_kind, outer * inner),
+            pointer_at(words[LABELS], soft_kind), None, None,
+            array_at(words[UPSTREAM], upstream_kind, outer * inner),
+            array_at(words[LOSSES], loss_kind, outer * inner),
             pointer_at(words[GRADIENT], gradient_kind),
-            1.0, IGNORED, _number(words[SMOOTHING]), _number(words[PENALTY]),
+            1.0, IGNORED, _number(words[SMOOTHING]), _number(words[PENALTY]), None,
             outer, inner, classes, strides, strides, strides, words[COLUMNS] != 0, words[CHUNK],
-            _array(words[SUMS], np.float64, 2 * parts).reshape((parts, 2)),
+            array_at(words[SUMS], np.float64, 2 * parts).reshape((parts, 2)),
             _words(job + 8 * COUNTER, 1),
         )  # fmt: skip
         if helping:

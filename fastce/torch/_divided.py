@@ -31,7 +31,7 @@ class Divided(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, where: dict[str, int],
+        ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, where: dict[str, Any],
         classes: int | None, options: Options, axes: tuple[Axis, ...],
     ) -> Tensor:  # fmt: skip
         error: Exception | None = None
