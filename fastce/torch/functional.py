@@ -4,10 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import _reduction as legacy
 
-from fastce.torch import _head, _logits
+from fastce.torch import _head, _head_operators, _logits
 from fastce.torch import _vmap as _vmap  # registers its rules
-from fastce.torch._eager import CrossEntropy, InPlace
-from fastce.torch._head import LinearCrossEntropy
+from fastce.torch._eager import CrossEntropy, InPlace, LinearCrossEntropy
 from fastce.torch._tensors import Options, eager, is_dtensor, refuse_gradient
 
 
@@ -188,7 +187,8 @@ def linear_cross_entropy(
         As `fastce.linear_cross_entropy` does, which calls the first three `x`, `weight` and
         `targets`. ValueError also if `target` or `weight` requires a gradient.
     NotImplementedError
-        If a tensor is not on the CPU; for second and for forward-mode derivatives.
+        If a tensor is not on the CPU; for second derivatives with `z_loss` or `softcap`, or of
+        forward mode in forward mode.
 
     See Also
     --------
@@ -202,6 +202,17 @@ def linear_cross_entropy(
     first backward pass. Logits and products are computed in float32 at least, for which 16-bit
     tensors are widened whole. Three matrix products are computed whichever of the gradients is
     wanted.
+
+    Second derivatives and forward mode need as little memory: logits, how they change and what
+    becomes of both are held for some rows at a time. With G the gradient of the logits, H the
+    Hessian of each row and (U, V, c) a direction, or a cotangent, of `input`, `linear_weight` and
+    `linear_bias`::
+
+        T     = U @ linear_weight.T + input @ V.T + c       slope of each row: sum of G * T
+        dX'   = (H T) @ linear_weight + G @ V               db' = (H T).sum(0)
+        dW'   = (H T).T @ input + G.T @ U
+
+    Third derivatives do not come.
 
     `torch.func.vmap` goes through the batch one by one.
 
@@ -227,7 +238,7 @@ def linear_cross_entropy(
     differentiated = _differentiated(weight, *(t for t in arguments[:4] if t is not None))
     refuse_gradient("target", differentiated and target.requires_grad)
     if not eager(*arguments):
-        loss = _head.linear_cross_entropy(*arguments, *options)
+        loss = _head_operators.linear_cross_entropy(*arguments, *options)
     elif not differentiated:
         loss = _head.loss(*arguments, options)
     else:
