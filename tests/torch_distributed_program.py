@@ -114,8 +114,9 @@ def linear_layer_divided(dtype):
             want = ft.cross_entropy(logits.reshape(-1, CLASSES), labels, **given)
             if "weight" in given:
                 given["weight"] = WEIGHT[part]
-            # All rows at a time, or ten; the latter are computed anew in backward.
-            _linear_slice.MEMORY = whole_memory if biased else 4 * 10 * (part.stop - part.start)
+            # All rows at a time, or ten.
+            ten = 4 * 10 * -(-CLASSES // dist.get_world_size())
+            _linear_slice.MEMORY = whole_memory if biased else ten
             loss = vocabulary_parallel_linear_cross_entropy(
                 mine[0], mine[1], target[..., part] if soft else target,
                 linear_bias=mine[2] if biased else None,

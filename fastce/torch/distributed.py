@@ -137,15 +137,19 @@ def vocabulary_parallel_linear_cross_entropy(
     gradient of `input` in the dtype that is computed with, so that every rank has to make that pass
     with the same upstream gradient; none if `input` requires no gradient.
 
-    The logits of the rank are held for as many rows as fit in 64 MiB; where these are not all, they
-    are computed anew in the backward pass. 16-bit tensors are widened whole until then.
+    Logits are computed for as many rows at a time as fit in 64 MiB, were classes divided evenly.
+    What ranks know of these rows is exchanged before the next, so that the gradients are computed
+    along with the loss, from the same logits. Only with "none", or a mean with both `weight` and
+    `z_loss` but no `normalizer`, is that not to be had: then logits that do not fit as a whole are
+    computed once more in the backward pass. 16-bit tensors are widened whole until then.
     """
     options = Options(
         -100 if ignore_index is None else ignore_index,
         label_smoothing, z_loss, softcap, reduction, normalizer,
     )  # fmt: skip
+    axes = (Axis(group, "classes"),)
     loss: Tensor = DividedHead.apply(
-        input, linear_weight, target, linear_bias, weight, class_offset, classes, options, group
+        input, linear_weight, target, linear_bias, weight, class_offset, classes, options, axes
     )
     return loss
 

@@ -161,7 +161,8 @@ def linear_cross_entropy(
     Parameters
     ----------
     input : torch.Tensor of float64, float32, float16 or bfloat16, of shape (..., D)
-        Observations or hidden states, on the CPU.
+        Observations or hidden states, on the CPU. A DTensor may have its rows divided, and
+        `linear_weight` its classes; see docs/torch.md.
     linear_weight : torch.Tensor of shape (C, D)
         One row per class; of any of these dtypes, as `linear_bias` is.
     target : torch.Tensor
@@ -233,11 +234,17 @@ def linear_cross_entropy(
         -100 if ignore_index is None else ignore_index,
         label_smoothing, z_loss, softcap, reduction, normalizer,
     )  # fmt: skip
+    given = input, linear_weight, target, linear_bias, weight
+    watched = not eager(*given)
+    if watched and any(t is not None and is_dtensor(t) for t in given):
+        from fastce.torch import _dtensor_head
+
+        return _as_asked(_dtensor_head.linear_cross_entropy(*given, options), input, dtype)
     rows, x, labels = _head.flattened(input, linear_weight, target)
     arguments = x, linear_weight, labels, linear_bias, weight
     differentiated = _differentiated(weight, *(t for t in arguments[:4] if t is not None))
     refuse_gradient("target", differentiated and target.requires_grad)
-    if not eager(*arguments):
+    if watched:
         loss = _head_operators.linear_cross_entropy(*arguments, *options)
     elif not differentiated:
         loss = _head.loss(*arguments, options)
