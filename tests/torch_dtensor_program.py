@@ -14,6 +14,11 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from torch.testing import assert_close
 
 import fastce.torch as ft
+from fastce.torch.distributed import (
+    data_parallel_cross_entropy,
+    vocabulary_parallel_cross_entropy,
+    vocabulary_parallel_linear_cross_entropy,
+)
 from tests.torch_ranks import run_on_ranks
 
 SHAPE = ROWS, CLASSES, PLACES = 7, 11, 5
@@ -319,7 +324,38 @@ def errors_are_everyones():
         torch.autograd.grad(loss, z, create_graph=True)
 
 
+def graphs_break_around_losses():
+    """Under torch.compile they are computed between two graphs, and not in one."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    logits, target = problem()
+    (x, weight, _), labels = head()
+    group = {"class_offset": 0, "classes": CLASSES, "group": dist.new_group([dist.get_rank()],
+             use_local_synchronization=True)}  # fmt: skip
+    cases = [
+        (logits, Shard(1), lambda z: ft.cross_entropy(2 * z, target)),
+        (weight, Shard(0), lambda w: ft.linear_cross_entropy(x, 2 * w, labels)),
+        (logits, None, lambda z: vocabulary_parallel_cross_entropy(2 * z, target, **group)),
+        (logits, None, lambda z: data_parallel_cross_entropy(2 * z, target)),
+        (weight, None, lambda w: vocabulary_parallel_linear_cross_entropy(
+            x, 2 * w, labels, **group)),
+    ]  # fmt: skip
+    for whole, placement, function in cases:
+        found = []
+        for kind in (function, torch.compile(function, backend="aot_eager")):
+            leaf = whole if placement is None else spread(whole, mesh, [placement])
+            leaf = leaf.detach().clone().requires_grad_()
+            loss = 3 * kind(leaf)
+            loss.backward()
+            found.append([getattr(t, "_local_tensor", t) for t in (loss, leaf.grad)])
+        assert_close(*found, rtol=0, atol=0)
+        torch._dynamo.reset()  # or it takes the graphs that are there
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="losses of several ranks"):
+            torch.compile(function, backend="aot_eager", fullgraph=True)(leaf)
+
+
 def program():
+    if dist.get_world_size() == 2:
+        graphs_break_around_losses()
     every_layout()
     every_layout_of_a_head()
     modules_of_dtensors()

@@ -10,12 +10,13 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from fastce._arguments import class_axis
 from fastce.torch._divided import Divided
-from fastce.torch._groups import Axis, agree
+from fastce.torch._groups import Axis, agree, eagerly
 from fastce.torch._tensors import Options, refuse_gradient
 
 Placements = tuple[Any, ...]
 
 
+@eagerly
 def cross_entropy(
     input: DTensor, target: Tensor, weight: Tensor | None, axis: int, options: Options
 ) -> DTensor:

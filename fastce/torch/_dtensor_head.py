@@ -15,10 +15,11 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from fastce.torch._divided import DividedHead
 from fastce.torch._dtensor import mesh_of, of_all, own, own_classes, own_weights, part
-from fastce.torch._groups import Axis, agree
+from fastce.torch._groups import Axis, agree, eagerly
 from fastce.torch._tensors import Options
 
 
+@eagerly
 def linear_cross_entropy(
     input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None,
     weight: Tensor | None, options: Options,

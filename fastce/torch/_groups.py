@@ -9,6 +9,10 @@ import torch.distributed as dist
 
 from fastce import shards
 
+# torch.compile runs these functions as they are, between two graphs: ranks wait for each other in
+# them, which a graph does not know of, and kernels are called that are no operators.
+eagerly = torch.compiler.disable(reason="losses of several ranks are computed in eager mode")
+
 
 class Axis(NamedTuple):
     """A group, and what is divided among its ranks: None where each has the same."""

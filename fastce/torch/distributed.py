@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from fastce.torch._divided import Divided, DividedHead
-from fastce.torch._groups import Axis
+from fastce.torch._groups import Axis, eagerly
 from fastce.torch._tensors import Options
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 
+@eagerly
 def vocabulary_parallel_cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -84,6 +85,7 @@ def vocabulary_parallel_cross_entropy(
     return loss
 
 
+@eagerly
 def vocabulary_parallel_linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -154,6 +156,7 @@ def vocabulary_parallel_linear_cross_entropy(
     return loss
 
 
+@eagerly
 def data_parallel_cross_entropy(
     input: Tensor,
     target: Tensor,
