@@ -17,7 +17,6 @@ from fastce.torch._tensors import (
     array,
     class_weight,
     empty_like,
-    loss_dtype,
     loss_tensor,
     refuse_gradient,
     upstream,
@@ -54,7 +53,7 @@ class Divided(torch.autograd.Function):
         loss, ctx.scales = _reduced(axes, total, checked)
         ctx.where, ctx.total, ctx.reduction = where, total, checked.reduction
         ctx.save_for_backward(input, target, weight)
-        return loss_tensor(loss, loss_dtype(input))
+        return loss_tensor(loss)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -114,7 +113,7 @@ class DividedHead(torch.autograd.Function):
         loss, ctx.scales = _reduced(axes, total, checked)
         ctx.layer, ctx.total, ctx.reduction, ctx.axes = layer, total, checked.reduction, axes
         ctx.save_for_backward(input, linear_weight, target, linear_bias, weight)
-        tensor = loss_tensor(loss, loss_dtype(input, linear_weight))
+        tensor = loss_tensor(loss)
         return tensor.reshape(rows) if checked.reduction == "none" else tensor
 
     @staticmethod

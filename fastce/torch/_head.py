@@ -10,7 +10,6 @@ from fastce.torch._tensors import (
     array,
     class_weight,
     empty_like,
-    loss_dtype,
     loss_tensor,
     optional_array,
     upstream,
@@ -56,7 +55,7 @@ def loss(
     """The loss alone."""
     given = arrays(input, linear_weight, target, linear_bias, weight)
     value = fastce.linear_cross_entropy(**given, **options._asdict())
-    return loss_tensor(value, loss_dtype(input, linear_weight))
+    return loss_tensor(value)
 
 
 def loss_and_gradients(
@@ -73,7 +72,7 @@ def loss_and_gradients(
         grad_output=None if grad_output is None else upstream(grad_output),
         out=(optional_array(dx), optional_array(dweight), optional_array(dbias)),
     )  # fmt: skip
-    return loss_tensor(value, loss_dtype(input, linear_weight)), (dx, dweight, dbias)
+    return loss_tensor(value), (dx, dweight, dbias)
 
 
 def narrowed(gradients: Gradients, *like: Tensor | None) -> Gradients:

@@ -45,7 +45,7 @@ def loss(
 ) -> Tensor:
     """The loss alone."""
     loss = fastce.cross_entropy(**_arguments(input, target, weight, axis, options))
-    return loss_tensor(loss, loss_dtype(input))
+    return loss_tensor(loss)
 
 
 def loss_and_gradient(
@@ -58,7 +58,7 @@ def loss_and_gradient(
     loss, gradient = fastce.cross_entropy_and_grad(
         **_arguments(input, target, weight, axis, options), out=optional_array(out)
     )
-    return loss_tensor(loss, loss_dtype(input)), tensor_of(gradient) if out is None else out
+    return loss_tensor(loss), tensor_of(gradient) if out is None else out
 
 
 def gradient(
