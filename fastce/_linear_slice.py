@@ -92,12 +92,16 @@ class LinearSlice:
     def _logits(self, keep: bool) -> Iterator[tuple[slice, AnyArray, AnyArray]]:
         """Rows, their x, their logits, which may be written to by who does not `keep` them."""
         kept, self._kept = self._kept, None
+        memory: AnyArray | None = None
         for start in range(0, max(1, len(self.x)), self.rows_at_once):
             rows = slice(start, start + self.rows_at_once)
             x = self.x[rows].astype(self._wide.dtype, copy=False)
             z = kept
             if z is None:
-                z = x @ self._wide.T
+                if memory is None:  # no later chunk is larger
+                    memory = np.empty((len(x), len(self._wide)), self._wide.dtype)
+                z = memory[: len(x)]
+                multiply(x, self._wide.T, z)
                 if self._bias is not None:
                     z += self._bias.astype(z.dtype, copy=False)
             if keep and len(x) == len(self.x):

@@ -54,7 +54,7 @@ class Plan(NamedTuple):
     turns: int
 
 
-FULL = Plan(((32, None, 1000), (1024, None, 32000), (256, 128, 8000), (2048, 128, 32000)), turns=5)
+FULL = Plan(((32, None, 1000), (1024, None, 32000), (256, 128, 8000), (2048, 128, 32000)), turns=4)
 QUICK = Plan(((8, None, 12), (8, 4, 12)), turns=1)
 
 
@@ -178,7 +178,7 @@ def alternately(calls: dict[str, Call], turns: int) -> dict[str, Times]:
         call()
         least = torch.tensor(time.perf_counter() - began)
         dist.all_reduce(least, op=dist.ReduceOp.MAX)
-        repeats[name] = max(1, min(200, int(0.02 / float(least))))
+        repeats[name] = max(2, min(200, int(0.02 / float(least))))
     found: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(turns):
         for name, call in calls.items():
