@@ -160,6 +160,31 @@ def what_is_exchanged():
     assert len(seen) == forward
 
 
+def logits_are_computed_once():
+    """But where upstream gradients, or the two divisors of a mean, are not known before the end."""
+    part, whole, before = own(CLASSES), _linear_slice.MEMORY, _linear_slice.LinearSlice._logits
+    x, weight, _, target = layer(torch.float32)
+    passes = []
+
+    def counting(self, keep):
+        passes.append(keep)
+        return before(self, keep)
+
+    _linear_slice.MEMORY = 4 * 10 * -(-CLASSES // dist.get_world_size())
+    _linear_slice.LinearSlice._logits = counting
+    weighted = {"weight": WEIGHT[part], "z_loss": 0.1}
+    for options, count in [({}, 1), ({"z_loss": 0.1}, 1), (weighted, 2), ({"reduction": "none"}, 2),
+                           (weighted | {"normalizer": 3.0}, 1)]:  # fmt: skip
+        mine = weight[part].clone().requires_grad_()
+        loss = vocabulary_parallel_linear_cross_entropy(
+            x, mine, target, class_offset=part.start, classes=CLASSES, **options
+        )
+        loss.sum().backward()
+        assert len(passes) == count, options
+        passes.clear()
+    _linear_slice.MEMORY, _linear_slice.LinearSlice._logits = whole, before
+
+
 @contextlib.contextmanager
 def exchanges():
     """Bytes that each collective call hands out."""
@@ -273,6 +298,7 @@ def program():
         rows_divided(dtype)
         linear_layer_divided(dtype)
     what_is_exchanged()
+    logits_are_computed_once()
     errors_are_everyones()
 
 
