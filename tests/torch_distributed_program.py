@@ -182,6 +182,11 @@ def logits_are_computed_once():
         loss.sum().backward()
         assert len(passes) == count, options
         passes.clear()
+    with torch.no_grad():  # the loss alone, also of weights that require a gradient
+        vocabulary_parallel_linear_cross_entropy(
+            x, mine, target, class_offset=part.start, classes=CLASSES
+        )
+    assert passes == [True]
     _linear_slice.MEMORY, _linear_slice.LinearSlice._logits = whole, before
 
 

@@ -217,6 +217,8 @@ def errors_of_a_head_are_everyones():
         (ValueError, "linear_weight: expected a DTensor", call(weight=weight)),
         (ValueError, "linear_weight: expected a DTensor", call(x=x, weight=weight, bias=bias)),
         (ValueError, "linear_bias: expected mesh and placements", call(bias=bias)),
+        (ValueError, "linear_bias: expected mesh and placements", call(
+            bias=spread(bias, mesh, everywhere))),
         (ValueError, "input, linear_weight: .* got S.0. and S.0. along", call(x=by_row)),
         (ValueError, "input, linear_weight: .* got S.2. and R along dimension 0", call(
             x=spread(x, mesh, [Shard(2), *everywhere[1:]]), weight=spread(weight, mesh, everywhere),

@@ -81,13 +81,13 @@ class DividedHead(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, linear_weight: Tensor, target: Tensor,
         linear_bias: Tensor | None, weight: Tensor | None, class_offset: int, classes: int,
-        options: Options, axes: tuple[Axis, ...],
+        options: Options, axes: tuple[Axis, ...], differentiated: bool,
     ) -> Tensor:  # fmt: skip
         error: Exception | None = None
         layer: Any = None
         what: Any = None
         shape: tuple[int, ...] = ()
-        wanted = ctx.needs_input_grad
+        wanted = [asked and differentiated for asked in ctx.needs_input_grad]
         try:
             refuse_gradient("target", wanted[2])
             refuse_gradient("weight", wanted[4])
@@ -136,16 +136,21 @@ class DividedHead(torch.autograd.Function):
                 gradient.mul_(factor)
         wide[0] = wide[0].reshape(input.shape)
         dx, dweight, dbias = _head.narrowed(tuple(wide), input, linear_weight, linear_bias)
-        return dx, dweight, None, dbias, *(None,) * 5
+        return dx, dweight, None, dbias, *(None,) * 6
+
+
+def divided_head(*arguments: Any) -> Tensor:
+    """The loss; whether gradients are kept is no more to be seen inside of a Function."""
+    loss: Tensor = DividedHead.apply(*arguments, torch.is_grad_enabled())
+    return loss
 
 
 def _exchanged(axes: tuple[Axis, ...], *wanted: bool) -> tuple[tuple[int, ...], ...]:
     """Among which groups the gradients of input, weights and bias are added up."""
-    divided = [
+    by_classes, by_rows = (
         tuple(k for k, axis in enumerate(axes) if axis.divides == what)
         for what in ("classes", "rows")
-    ]
-    by_classes, by_rows = divided
+    )
     return tuple(
         groups if asked else ()
         for groups, asked in zip((by_classes, by_rows, by_rows), wanted, strict=True)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from fastce.torch._divided import DividedHead
+from fastce.torch._divided import divided_head
 from fastce.torch._dtensor import mesh_of, of_all, own, own_classes, own_weights, part
 from fastce.torch._groups import Axis, agree, eagerly
 from fastce.torch._tensors import Options
@@ -36,10 +36,8 @@ def linear_cross_entropy(
         arguments, class_offset = layout.own(target, linear_bias, weight)
     except Exception as error:
         agree(tuple(Axis(mesh.get_group(k), None) for k in range(mesh.ndim)), error, None)
-        raise  # the others have asked in DividedHead
-    loss: Tensor = DividedHead.apply(
-        *arguments, class_offset, linear_weight.shape[0], options, layout.axes
-    )
+        raise  # the others have asked in divided_head
+    loss = divided_head(*arguments, class_offset, linear_weight.shape[0], options, layout.axes)
     return of_all(loss, mesh, input.shape[:-1], tuple(layout.input.placements), options)
 
 
@@ -70,7 +68,7 @@ class _Layout:
     def own(
         self, target: Tensor, linear_bias: Tensor | None, weight: Tensor | None
     ) -> tuple[tuple[Any, ...], int]:
-        """The arguments of DividedHead that belong to the rank, and its first class."""
+        """The arguments of divided_head that belong to the rank, and its first class."""
         input, mesh, classes = self.input, self.mesh, self.linear_weight.shape[0]
         x, _ = own("input", input)
         own_weight, class_offset = own_classes("linear_weight", self.linear_weight, 0)

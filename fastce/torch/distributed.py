@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastce.torch._divided import Divided, DividedHead
+from fastce.torch._divided import Divided, divided_head
 from fastce.torch._groups import Axis, eagerly
 from fastce.torch._tensors import Options
 
@@ -150,10 +150,9 @@ def vocabulary_parallel_linear_cross_entropy(
         label_smoothing, z_loss, softcap, reduction, normalizer,
     )  # fmt: skip
     axes = (Axis(group, "classes"),)
-    loss: Tensor = DividedHead.apply(
+    return divided_head(
         input, linear_weight, target, linear_bias, weight, class_offset, classes, options, axes
     )
-    return loss
 
 
 @eagerly
