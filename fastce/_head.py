@@ -85,7 +85,7 @@ class Head(NamedTuple):
         memory, total = None, 0.0
         if self.call.losses is not None:
             self.call.losses[...] = 0
-        for rows, step in self._chunks(divided=products is None):
+        for rows, step in self.chunks(divided=products is None):
             x = self.x[rows].astype(self.compute, copy=False)
             if memory is None:  # no later chunk is larger
                 memory = np.empty(len(x) * step, self.compute)
@@ -94,7 +94,7 @@ class Head(NamedTuple):
             if products is None:
                 losses = self._losses(x, targets, memory, step)
             else:
-                logits = self._logits(x, slice(0, step), memory)
+                logits = self.logits(x, slice(0, step), memory)
                 g = upstream if isinstance(upstream, float) else upstream[rows]
                 losses, _ = cross_entropy_and_grad(
                     logits, targets, **self.options, grad_output=g, out=logits
@@ -109,7 +109,7 @@ class Head(NamedTuple):
     def _losses(self, x: AnyArray, targets: AnyArray, memory: AnyArray, step: int) -> AnyArray:
         """Losses of some rows, `step` classes at a time."""
         if step == len(self.weight):
-            logits = self._logits(x, slice(0, step), memory)
+            logits = self.logits(x, slice(0, step), memory)
             losses: AnyArray = cross_entropy(logits, targets, **self.options)
         else:
             from fastce import shards
@@ -129,13 +129,16 @@ class Head(NamedTuple):
         weight: AnyArray | None = self.options["weight"]
         given = {key: self.options[key] for key in ("ignore_index", "label_smoothing", "softcap")}
         return shards.partial(
-            self._logits(x, classes, memory), targets[:, classes] if targets.ndim > 1 else targets,
+            self.logits(x, classes, memory), targets[:, classes] if targets.ndim > 1 else targets,
             class_offset=classes.start, classes=len(self.weight),
             weight=None if weight is None else weight[classes], **given,
         )  # fmt: skip
 
-    def _chunks(self, *, divided: bool) -> Iterator[tuple[Rows, int]]:
-        """The rows that count, a few at a time, and how many classes at a time."""
+    def chunks(self, *, divided: bool, arrays: int = 1) -> Iterator[tuple[Rows, int]]:
+        """The rows that count, a few at a time, and how many classes at a time.
+
+        There is room for so many arrays of their logits.
+        """
         classes, features = self.weight.shape
         valid = None
         if self.call.hard is not None and self.call.count < len(self.x):
@@ -147,7 +150,7 @@ class Head(NamedTuple):
             memory = max(memory, int(SHARE * len(self.x) * classes * item))
         memory -= _blas.BLOCK
         # Beside its logits a row may have itself, its gradient and a part of that once more.
-        rows = max(1, memory // ((classes + 3 * features) * item))
+        rows = max(1, memory // ((arrays * classes + 3 * features) * item))
         if rows > TILE:
             rows -= rows % TILE
         if divided and rows < min(ROWS, count):
@@ -165,7 +168,7 @@ class Head(NamedTuple):
         size: int = max(1, self.weight.shape[1]) * self.compute.itemsize
         return max(1, _blas.BLOCK // size)
 
-    def _logits(self, x: AnyArray, classes: slice, memory: AnyArray) -> AnyArray:
+    def logits(self, x: AnyArray, classes: slice, memory: AnyArray) -> AnyArray:
         """The logits of some classes, in the given memory."""
         weight = self.weight[classes]
         out: AnyArray = memory[: len(x) * len(weight)].reshape(len(x), len(weight))

@@ -272,7 +272,7 @@ def linear_cross_entropy_and_grad(
     assert total is not None
     _merge_all(comm, total)
     result = shards.finish(total, z_loss=z_loss, reduction=reduction, normalizer=normalizer)
-    dx, dweight, dbias = layer.gradients(total, options, upstream)
+    dx, dweight, dbias = layer.gradients(total, shards.weighed(total).scales(options), upstream)
     comm.Allreduce(MPI.IN_PLACE, dx)
     return result.loss, layer.as_given(dx, dweight, dbias)
 

@@ -51,10 +51,11 @@ def test_language_model(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_benchmark():
+@pytest.mark.parametrize("name, shown", [("torch", "with gradient"), ("torch_distributed", "│ 2 ")])
+def test_benchmarks(name, shown):
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.integrations.torch", "--quick"],
+        [sys.executable, "-m", f"benchmarks.integrations.{name}", "--quick"],
         cwd=ROOT, text=True, capture_output=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("with gradient") == 2
+    assert done.stdout.count(shown) == 2

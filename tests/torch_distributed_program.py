@@ -114,8 +114,9 @@ def linear_layer_divided(dtype):
             want = ft.cross_entropy(logits.reshape(-1, CLASSES), labels, **given)
             if "weight" in given:
                 given["weight"] = WEIGHT[part]
-            # All rows at a time, or ten; the latter are computed anew in backward.
-            _linear_slice.MEMORY = whole_memory if biased else 4 * 10 * (part.stop - part.start)
+            # All rows at a time, or ten.
+            ten = 4 * 10 * -(-CLASSES // dist.get_world_size())
+            _linear_slice.MEMORY = whole_memory if biased else ten
             loss = vocabulary_parallel_linear_cross_entropy(
                 mine[0], mine[1], target[..., part] if soft else target,
                 linear_bias=mine[2] if biased else None,
@@ -157,6 +158,36 @@ def what_is_exchanged():
         loss.backward()
     assert sum(seen) == 16 * dist.get_world_size() + 32
     assert len(seen) == forward
+
+
+def logits_are_computed_once():
+    """But where upstream gradients, or the two divisors of a mean, are not known before the end."""
+    part, whole, before = own(CLASSES), _linear_slice.MEMORY, _linear_slice.LinearSlice._logits
+    x, weight, _, target = layer(torch.float32)
+    passes = []
+
+    def counting(self, keep):
+        passes.append(keep)
+        return before(self, keep)
+
+    _linear_slice.MEMORY = 4 * 10 * -(-CLASSES // dist.get_world_size())
+    _linear_slice.LinearSlice._logits = counting
+    weighted = {"weight": WEIGHT[part], "z_loss": 0.1}
+    for options, count in [({}, 1), ({"z_loss": 0.1}, 1), (weighted, 2), ({"reduction": "none"}, 2),
+                           (weighted | {"normalizer": 3.0}, 1)]:  # fmt: skip
+        mine = weight[part].clone().requires_grad_()
+        loss = vocabulary_parallel_linear_cross_entropy(
+            x, mine, target, class_offset=part.start, classes=CLASSES, **options
+        )
+        loss.sum().backward()
+        assert len(passes) == count, options
+        passes.clear()
+    with torch.no_grad():  # the loss alone, also of weights that require a gradient
+        vocabulary_parallel_linear_cross_entropy(
+            x, mine, target, class_offset=part.start, classes=CLASSES
+        )
+    assert passes == [True]
+    _linear_slice.MEMORY, _linear_slice.LinearSlice._logits = whole, before
 
 
 @contextlib.contextmanager
@@ -272,6 +303,7 @@ def program():
         rows_divided(dtype)
         linear_layer_divided(dtype)
     what_is_exchanged()
+    logits_are_computed_once()
     errors_are_everyones()
 
 

@@ -323,7 +323,8 @@ def _slice_gradients(
     layer = LinearSlice(*_aligned(x, weight), bias, y, class_weight, class_offset)
     options, upstream = _scaled(sums, options, scalar, g)
     per_row = np.ndim(upstream) > 0
-    return layer.gradients(total, options, (1.0, upstream) if per_row else (upstream, None))
+    scales = shards.weighed(total).scales(options)
+    return layer.gradients(total, scales, (1.0, upstream) if per_row else (upstream, None))
 
 
 def _typed(array: AnyArray, *, dtype: np.dtype[Any]) -> AnyArray:

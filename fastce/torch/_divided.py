@@ -1,5 +1,6 @@
 """Losses whose classes or rows are divided among ranks, as functions with a gradient."""
 
+import functools
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from fastce import _arguments as arguments
 from fastce import shards
-from fastce._linear_slice import LinearSlice
+from fastce._linear_slice import LinearSlice, rows_at_once
 from fastce.torch import _groups, _head
 from fastce.torch._groups import Axis
 from fastce.torch._tensors import (
@@ -16,7 +17,6 @@ from fastce.torch._tensors import (
     array,
     class_weight,
     empty_like,
-    loss_dtype,
     loss_tensor,
     refuse_gradient,
     upstream,
@@ -50,16 +50,10 @@ class Divided(torch.autograd.Function):
             error = found
         _groups.agree(axes, error, total and (total.terms, checked), total and total.rows)
         _groups.merge(axes, total)
-        if checked.reduction == "none":
-            ctx.scales = 1.0, checked.z_loss
-            loss = shards.finish(total, z_loss=checked.z_loss, reduction="none").loss
-        else:
-            sums = _groups.add(axes, shards.row_sums(total, checked.z_loss))
-            ctx.scales = sums.scales(checked)
-            loss = sums.loss(checked, total.terms.dtype)
+        loss, ctx.scales = _reduced(axes, total, checked)
         ctx.where, ctx.total, ctx.reduction = where, total, checked.reduction
         ctx.save_for_backward(input, target, weight)
-        return loss_tensor(loss, loss_dtype(input))
+        return loss_tensor(loss)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -76,17 +70,24 @@ class Divided(torch.autograd.Function):
 
 
 class DividedHead(torch.autograd.Function):
-    """The loss of a linear layer, whose gradients are computed in backward."""
+    """The loss of a linear layer, whose gradients are computed along with it where they can be.
+
+    That takes one pass over the logits, as ranks merge what they know of some rows before the next
+    rows' logits are computed. Otherwise, and for further passes through the same graph, gradients
+    are computed in backward, and logits that were not kept once more.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, input: Tensor, linear_weight: Tensor, target: Tensor,
         linear_bias: Tensor | None, weight: Tensor | None, class_offset: int, classes: int,
-        options: Options, group: Any,
+        options: Options, axes: tuple[Axis, ...], differentiated: bool,
     ) -> Tensor:  # fmt: skip
         error: Exception | None = None
-        total: Any = None
-        wanted = ctx.needs_input_grad
+        layer: Any = None
+        what: Any = None
+        shape: tuple[int, ...] = ()
+        wanted = [asked and differentiated for asked in ctx.needs_input_grad]
         try:
             refuse_gradient("target", wanted[2])
             refuse_gradient("weight", wanted[4])
@@ -96,20 +97,23 @@ class DividedHead(torch.autograd.Function):
                 **_head.arrays(x, linear_weight, labels, linear_bias, weight),
                 class_offset=class_offset,
             )
-            total = layer.partial(classes, checked)
+            terms, shape = layer.check(classes, checked), tuple(input.shape)
+            ctx.exchanged = _exchanged(axes, wanted[0], wanted[1], wanted[3])
+            what = terms, checked, ctx.exchanged
         except Exception as found:  # of whatever kind: others would wait for this rank
             error = found
-        axes = (Axis(group, "classes"),)
-        what = total and (total.terms, checked, f"gradient of input: {wanted[0]}")
-        _groups.agree(axes, error, what, total and tuple(input.shape))
-        _groups.merge(axes, total)
-        ctx.layer, ctx.total, ctx.options, ctx.group = layer, total, checked, group
-        ctx.exchanging = wanted[0]
+        _groups.agree(axes, error, what, shape)
+        layer.rows_at_once = rows_at_once(-(-classes // _groups.parts(axes)), terms.dtype)
+        merge = functools.partial(_groups.merge, axes)
+        ctx.gradients = None
+        if any(wanted) and _is_known_by_row(checked, weight):
+            total, ctx.gradients = layer.partial_and_gradients(classes, checked, merge)
+        else:
+            total = layer.partial(classes, checked, merge)
+        loss, ctx.scales = _reduced(axes, total, checked)
+        ctx.layer, ctx.total, ctx.reduction, ctx.axes = layer, total, checked.reduction, axes
         ctx.save_for_backward(input, linear_weight, target, linear_bias, weight)
-        loss = shards.finish(
-            total, z_loss=checked.z_loss, reduction=checked.reduction, normalizer=checked.normalizer
-        ).loss
-        tensor = loss_tensor(loss, loss_dtype(input, linear_weight))
+        tensor = loss_tensor(loss)
         return tensor.reshape(rows) if checked.reduction == "none" else tensor
 
     @staticmethod
@@ -117,14 +121,57 @@ class DividedHead(torch.autograd.Function):
         _first_order_only()
         input, linear_weight, _, linear_bias, _ = ctx.saved_tensors  # as they were, or an error
         given = upstream(g.reshape(-1) if g.ndim else g)
-        by_row = arguments.upstream(given, ctx.total.rows, ctx.options.reduction)
-        found = ctx.layer.gradients(ctx.total, ctx.options, by_row)
+        found, ctx.gradients = ctx.gradients, None
+        if found is None:
+            by_row = arguments.upstream(given, ctx.total.rows, ctx.reduction)
+            found = ctx.layer.gradients(ctx.total, ctx.scales, by_row)
+            factor = 1.0
+        else:
+            factor = ctx.scales[0] * given
         wide: list[Any] = [None if a is None else torch.from_numpy(a) for a in found]
-        if ctx.exchanging:
-            dist.all_reduce(wide[0], group=ctx.group)
+        for gradient, groups in zip(wide, ctx.exchanged, strict=True):
+            for k in groups:
+                dist.all_reduce(gradient, group=ctx.axes[k].group)
+            if gradient is not None and factor != 1.0:
+                gradient.mul_(factor)
         wide[0] = wide[0].reshape(input.shape)
         dx, dweight, dbias = _head.narrowed(tuple(wide), input, linear_weight, linear_bias)
-        return dx, dweight, None, dbias, *(None,) * 5
+        return dx, dweight, None, dbias, *(None,) * 6
+
+
+def divided_head(*arguments: Any) -> Tensor:
+    """The loss; whether gradients are kept is no more to be seen inside of a Function."""
+    loss: Tensor = DividedHead.apply(*arguments, torch.is_grad_enabled())
+    return loss
+
+
+def _exchanged(axes: tuple[Axis, ...], *wanted: bool) -> tuple[tuple[int, ...], ...]:
+    """Among which groups the gradients of input, weights and bias are added up."""
+    by_classes, by_rows = (
+        tuple(k for k, axis in enumerate(axes) if axis.divides == what)
+        for what in ("classes", "rows")
+    )
+    return tuple(
+        groups if asked else ()
+        for groups, asked in zip((by_classes, by_rows, by_rows), wanted, strict=True)
+    )
+
+
+def _is_known_by_row(options: arguments.Options, weight: Tensor | None) -> bool:
+    """Whether a row's gradient is known before the others, up to a factor that all have."""
+    one_divisor = options.reduction == "sum" or options.normalizer is not None or weight is None
+    return options.reduction != "none" and (one_divisor or not options.z_loss)
+
+
+def _reduced(
+    axes: tuple[Axis, ...], total: shards.Partial, options: arguments.Options
+) -> tuple[Any, tuple[float, float]]:
+    """The loss, and the upstream gradient and z-loss of the sum that has its gradient."""
+    if options.reduction == "none":
+        loss = shards.finish(total, z_loss=options.z_loss, reduction="none").loss
+        return loss, (1.0, options.z_loss)
+    sums = _groups.add(axes, shards.row_sums(total, options.z_loss))
+    return sums.loss(options, total.terms.dtype), sums.scales(options)
 
 
 def _first_order_only() -> None:

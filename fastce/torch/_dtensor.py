@@ -10,19 +10,18 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from fastce._arguments import class_axis
 from fastce.torch._divided import Divided
-from fastce.torch._groups import Axis, agree
+from fastce.torch._groups import Axis, agree, eagerly
 from fastce.torch._tensors import Options, refuse_gradient
 
 Placements = tuple[Any, ...]
 
 
+@eagerly
 def cross_entropy(
     input: DTensor, target: Tensor, weight: Tensor | None, axis: int, options: Options
 ) -> DTensor:
     """The loss of all ranks' logits, which has as many as them for "none", and else one."""
-    mesh, placements = input.device_mesh, tuple(input.placements)
-    if mesh.get_coordinate() is None:
-        raise ValueError(f"input: expected a mesh with rank {torch.distributed.get_rank()} in it")
+    mesh, placements = mesh_of("input", input), tuple(input.placements)
     axis = axis + input.ndim if axis < 0 else axis
     axes = tuple(
         Axis(mesh.get_group(k), _divides(placement, axis)) for k, placement in enumerate(placements)
@@ -34,12 +33,25 @@ def cross_entropy(
         raise
     where = {"class_offset": class_offset, "axis": axis}
     loss: Tensor = Divided.apply(*arguments, where, input.shape[axis], options, axes)
+    rows = _without(input.shape, axis)
+    return of_all(loss, mesh, rows, _of_rows(placements, axis), options)
+
+
+def mesh_of(name: str, tensor: DTensor) -> Any:
+    """The mesh of a tensor, which the rank has to be in."""
+    if tensor.device_mesh.get_coordinate() is None:
+        raise ValueError(f"{name}: expected a mesh with rank {torch.distributed.get_rank()} in it")
+    return tensor.device_mesh
+
+
+def of_all(
+    loss: Tensor, mesh: Any, rows: Sequence[int], placements: Placements, options: Options
+) -> DTensor:
+    """What each rank has of the loss, as one tensor."""
     if options.reduction != "none":
         return DTensor.from_local(loss, mesh, [Replicate()] * mesh.ndim)
-    rows = torch.empty(_without(input.shape, axis), device="meta")
-    return DTensor.from_local(
-        loss, mesh, _of_rows(placements, axis), shape=rows.shape, stride=rows.stride()
-    )
+    whole = torch.empty(rows, device="meta")
+    return DTensor.from_local(loss, mesh, placements, shape=whole.shape, stride=whole.stride())
 
 
 def _divides(placement: Any, axis: int) -> Any:
@@ -73,31 +85,53 @@ def _own(
                 f"input: expected Shard or Replicate along every dimension of the mesh, got "
                 f"{placement} along dimension {k}; redistribute makes one of the other"
             )
-    local = input.to_local()
-    shape, offset = compute_local_shape_and_global_offset(input.shape, mesh, placements)
-    if tuple(local.shape) != tuple(shape):
-        raise ValueError(
-            f"input: expected a part of shape {tuple(shape)}, as torch divides "
-            f"{tuple(input.shape)}, got {tuple(local.shape)}"
-        )
-    if not shape[axis]:
-        raise ValueError(
-            f"input: expected a class on every rank, got {input.shape[axis]} in all and none here"
-        )
+    local, class_offset = own_classes("input", input, axis)
     soft = target.is_floating_point()
-    labels = _part(
+    labels = part(
         "target", target, input.shape if soft else _without(input.shape, axis),
         mesh, placements if soft else _of_rows(placements, axis),
     )  # fmt: skip
-    if weight is not None:
-        by_class = [Shard(0) if a.divides == "classes" else Replicate() for a in axes]
-        if not isinstance(weight, DTensor):
-            weight = DTensor.from_local(weight, mesh, [Replicate()] * mesh.ndim)
-        weight = _part("weight", weight, input.shape[axis : axis + 1], mesh, tuple(by_class))
-    return (local, labels, weight), offset[axis]
+    weight = own_weights(weight, input.shape[axis], mesh, axes)
+    return (local, labels, weight), class_offset
 
 
-def _part(
+def own(name: str, tensor: DTensor) -> tuple[Tensor, tuple[int, ...]]:
+    """What the rank has of a tensor, and where that lies."""
+    local = tensor.to_local()
+    shape, offset = compute_local_shape_and_global_offset(
+        tensor.shape, tensor.device_mesh, tensor.placements
+    )
+    if tuple(local.shape) != tuple(shape):
+        raise ValueError(
+            f"{name}: expected a part of shape {tuple(shape)}, as torch divides "
+            f"{tuple(tensor.shape)}, got {tuple(local.shape)}"
+        )
+    return local, tuple(offset)
+
+
+def own_classes(name: str, tensor: DTensor, axis: int) -> tuple[Tensor, int]:
+    """The same for what has classes along an axis, of which the first is told."""
+    local, offset = own(name, tensor)
+    if not local.shape[axis]:
+        raise ValueError(
+            f"{name}: expected a class on every rank, got {tensor.shape[axis]} in all and none here"
+        )
+    return local, offset[axis]
+
+
+def own_weights(
+    weight: Tensor | None, classes: int, mesh: Any, axes: tuple[Axis, ...]
+) -> Tensor | None:
+    """The weights of the rank's classes; plain ones are those of all."""
+    if weight is None:
+        return None
+    if not isinstance(weight, DTensor):
+        weight = DTensor.from_local(weight, mesh, [Replicate()] * mesh.ndim)
+    by_class = tuple(Shard(0) if a.divides == "classes" else Replicate() for a in axes)
+    return part("weight", weight, (classes,), mesh, by_class)
+
+
+def part(
     name: str, tensor: Tensor, shape: Sequence[int], mesh: Any, placements: Placements
 ) -> Tensor:
     """What of a tensor belongs to the rank; nothing is exchanged for it."""

@@ -1,4 +1,4 @@
-"""Cross-entropy of logits in eager mode, past the dispatcher.
+"""Cross-entropy in eager mode, past the dispatcher.
 
 On the CPU loss and gradient are computed in one pass, for an upstream gradient of 1. Whether it was
 that would have to be asked of a CUDA device and waited for, and multiplying afterwards would read
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastce.torch import _logits
+from fastce.torch import _head, _logits
+from fastce.torch._head_operators import linear_cross_entropy_grad
 from fastce.torch._tensors import Options
 
 _NO_GRADIENTS = (None,) * 4
@@ -90,3 +91,40 @@ class InPlace(torch.autograd.Function):
         elif g.item() != 1.0:
             memory.mul_(g)
         return memory, *_NO_GRADIENTS
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """The loss in eager mode, whose gradients are computed along with it and handed over once.
+
+    They stay in float32 until then, so that an upstream gradient is multiplied in before numbers
+    are rounded to 16 bits. Further passes through the same graph compute them anew.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, linear_weight: Tensor, target: Tensor,
+        linear_bias: Tensor | None, weight: Tensor | None, options: Options,
+    ) -> Tensor:  # fmt: skip
+        arguments = input, linear_weight, target, linear_bias, weight
+        ctx.save_for_backward(*arguments)
+        ctx.options = options
+        if options.reduction == "none":
+            return _head.loss(*arguments, options)
+        value, ctx.gradients = _head.loss_and_gradients(*arguments, options)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        input, linear_weight, target, linear_bias, weight = ctx.saved_tensors
+        arguments = input, linear_weight, target, linear_bias, weight
+        gradients = vars(ctx).pop("gradients", None)
+        if torch.is_grad_enabled():
+            gradients = linear_cross_entropy_grad(g, *arguments, *ctx.options)
+        elif gradients is None:
+            _, gradients = _head.loss_and_gradients(*arguments, ctx.options, g)
+        elif (factor := g.item()) != 1.0:
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient.mul_(factor)
+        dx, dweight, dbias = _head.narrowed(gradients, input, linear_weight, linear_bias)
+        return dx, dweight, None, dbias, None, None

@@ -1,5 +1,6 @@
 """What the ranks of process groups agree on, merge and add up."""
 
+import math
 import zlib
 from typing import Any, Literal, NamedTuple
 
@@ -7,6 +8,10 @@ import torch
 import torch.distributed as dist
 
 from fastce import shards
+
+# torch.compile runs these functions as they are, between two graphs: ranks wait for each other in
+# them, which a graph does not know of, and kernels are called that are no operators.
+eagerly = torch.compiler.disable(reason="losses of several ranks are computed in eager mode")
 
 
 class Axis(NamedTuple):
@@ -76,6 +81,11 @@ def merge(axes: tuple[Axis, ...], total: shards.Partial) -> None:
             mine.copy_(every[0])
             for other in every[1:]:
                 shards.merge_records(total.records, other.numpy(), total.terms.dtype)
+
+
+def parts(axes: tuple[Axis, ...]) -> int:
+    """How many ranks have a slice of the classes."""
+    return math.prod(dist.get_world_size(a.group) for a in axes if a.divides == "classes")
 
 
 def add(axes: tuple[Axis, ...], sums: shards.Sums) -> shards.Sums:

@@ -45,7 +45,7 @@ def loss(
 ) -> Tensor:
     """The loss alone."""
     loss = fastce.cross_entropy(**_arguments(input, target, weight, axis, options))
-    return loss_tensor(loss, loss_dtype(input))
+    return loss_tensor(loss)
 
 
 def loss_and_gradient(
@@ -58,7 +58,7 @@ def loss_and_gradient(
     loss, gradient = fastce.cross_entropy_and_grad(
         **_arguments(input, target, weight, axis, options), out=optional_array(out)
     )
-    return loss_tensor(loss, loss_dtype(input)), tensor_of(gradient) if out is None else out
+    return loss_tensor(loss), tensor_of(gradient) if out is None else out
 
 
 def gradient(
@@ -191,7 +191,7 @@ def _gradient_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     g, input, target, weight = ctx.saved_tensors
     axis, options = ctx.axis, ctx.options
     by_upstream, by_input, by_target, *_ = ctx.needs_input_grad
-    _refuse_curved_options(options)
+    refuse_curved_options(options)
     grad_g = grad_input = grad_target = None
     if by_upstream:
         unit = cross_entropy_grad(torch.ones_like(g), input, target, weight, axis, *options)
@@ -212,7 +212,7 @@ def _gradient_forward(
     """The derivative along dg, of the upstream gradient, v, of the logits, and h, of targets."""
     g, input, target, weight = ctx.saved_tensors
     axis, options = ctx.axis, ctx.options
-    _refuse_curved_options(options)
+    refuse_curved_options(options)
     terms = []
     if dg is not None:
         unit = cross_entropy_grad(torch.ones_like(g), input, target, weight, axis, *options)
@@ -236,7 +236,7 @@ def _curvature(
     return hessian_vector_product(input, v, factor, axis)
 
 
-def _refuse_curved_options(options: Options) -> None:
+def refuse_curved_options(options: Options) -> None:
     if options.z_loss or options.softcap is not None:
         raise NotImplementedError(
             "second derivatives: expected neither z_loss nor softcap, got "

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fastce.torch._divided import Divided, DividedHead
-from fastce.torch._groups import Axis
+from fastce.torch._divided import Divided, divided_head
+from fastce.torch._groups import Axis, eagerly
 from fastce.torch._tensors import Options
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 
+@eagerly
 def vocabulary_parallel_cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -84,6 +85,7 @@ def vocabulary_parallel_cross_entropy(
     return loss
 
 
+@eagerly
 def vocabulary_parallel_linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -137,19 +139,23 @@ def vocabulary_parallel_linear_cross_entropy(
     gradient of `input` in the dtype that is computed with, so that every rank has to make that pass
     with the same upstream gradient; none if `input` requires no gradient.
 
-    The logits of the rank are held for as many rows as fit in 64 MiB; where these are not all, they
-    are computed anew in the backward pass. 16-bit tensors are widened whole until then.
+    Logits are computed for as many rows at a time as fit in 64 MiB, were classes divided evenly.
+    What ranks know of these rows is exchanged before the next, so that the gradients are computed
+    along with the loss, from the same logits. Only with "none", or a mean with both `weight` and
+    `z_loss` but no `normalizer`, is that not to be had: then logits that do not fit as a whole are
+    computed once more in the backward pass. 16-bit tensors are widened whole until then.
     """
     options = Options(
         -100 if ignore_index is None else ignore_index,
         label_smoothing, z_loss, softcap, reduction, normalizer,
     )  # fmt: skip
-    loss: Tensor = DividedHead.apply(
-        input, linear_weight, target, linear_bias, weight, class_offset, classes, options, group
+    axes = (Axis(group, "classes"),)
+    return divided_head(
+        input, linear_weight, target, linear_bias, weight, class_offset, classes, options, axes
     )
-    return loss
 
 
+@eagerly
 def data_parallel_cross_entropy(
     input: Tensor,
     target: Tensor,

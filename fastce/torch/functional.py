@@ -4,10 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import _reduction as legacy
 
-from fastce.torch import _head, _logits
+from fastce.torch import _head, _head_operators, _logits
 from fastce.torch import _vmap as _vmap  # registers its rules
-from fastce.torch._eager import CrossEntropy, InPlace
-from fastce.torch._head import LinearCrossEntropy
+from fastce.torch._eager import CrossEntropy, InPlace, LinearCrossEntropy
 from fastce.torch._tensors import Options, eager, is_dtensor, refuse_gradient
 
 
@@ -162,7 +161,8 @@ def linear_cross_entropy(
     Parameters
     ----------
     input : torch.Tensor of float64, float32, float16 or bfloat16, of shape (..., D)
-        Observations or hidden states, on the CPU.
+        Observations or hidden states, on the CPU. A DTensor may have its rows divided, and
+        `linear_weight` its classes; see docs/torch.md.
     linear_weight : torch.Tensor of shape (C, D)
         One row per class; of any of these dtypes, as `linear_bias` is.
     target : torch.Tensor
@@ -188,7 +188,8 @@ def linear_cross_entropy(
         As `fastce.linear_cross_entropy` does, which calls the first three `x`, `weight` and
         `targets`. ValueError also if `target` or `weight` requires a gradient.
     NotImplementedError
-        If a tensor is not on the CPU; for second and for forward-mode derivatives.
+        If a tensor is not on the CPU; for second derivatives with `z_loss` or `softcap`, or of
+        forward mode in forward mode.
 
     See Also
     --------
@@ -202,6 +203,17 @@ def linear_cross_entropy(
     first backward pass. Logits and products are computed in float32 at least, for which 16-bit
     tensors are widened whole. Three matrix products are computed whichever of the gradients is
     wanted.
+
+    Second derivatives and forward mode need as little memory: logits, how they change and what
+    becomes of both are held for some rows at a time. With G the gradient of the logits, H the
+    Hessian of each row and (U, V, c) a direction, or a cotangent, of `input`, `linear_weight` and
+    `linear_bias`::
+
+        T     = U @ linear_weight.T + input @ V.T + c       slope of each row: sum of G * T
+        dX'   = (H T) @ linear_weight + G @ V               db' = (H T).sum(0)
+        dW'   = (H T).T @ input + G.T @ U
+
+    Third derivatives do not come.
 
     `torch.func.vmap` goes through the batch one by one.
 
@@ -222,12 +234,18 @@ def linear_cross_entropy(
         -100 if ignore_index is None else ignore_index,
         label_smoothing, z_loss, softcap, reduction, normalizer,
     )  # fmt: skip
+    given = input, linear_weight, target, linear_bias, weight
+    watched = not eager(*given)
+    if watched and any(t is not None and is_dtensor(t) for t in given):
+        from fastce.torch import _dtensor_head
+
+        return _as_asked(_dtensor_head.linear_cross_entropy(*given, options), input, dtype)
     rows, x, labels = _head.flattened(input, linear_weight, target)
     arguments = x, linear_weight, labels, linear_bias, weight
     differentiated = _differentiated(weight, *(t for t in arguments[:4] if t is not None))
     refuse_gradient("target", differentiated and target.requires_grad)
-    if not eager(*arguments):
-        loss = _head.linear_cross_entropy(*arguments, *options)
+    if watched:
+        loss = _head_operators.linear_cross_entropy(*arguments, *options)
     elif not differentiated:
         loss = _head.loss(*arguments, options)
     else:
