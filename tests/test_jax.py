@@ -159,7 +159,7 @@ def test_derivatives_of_every_kind(option):
 
 def test_second_derivatives_of_rows_that_are_ignored():
     logits = jnp.array([[np.nan, 1.0], [2.0, 1.0]])
-    hessian = jax.hessian(fastce.jax.cross_entropy)(logits, jnp.array([-100, 0]))
+    hessian = jax.jacrev(jax.grad(fastce.jax.cross_entropy))(logits, jnp.array([-100, 0]))
     assert np.isfinite(hessian).all()
     assert not hessian[0].any()
     assert not hessian[:, :, 0].any()
