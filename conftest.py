@@ -5,10 +5,13 @@ The frameworks come with the extras `peers` and `cuda`.
 
 import importlib.util
 
-_MODULES = {"torch": "fastce/torch", "jax": "fastce/jax.py", "numba_cuda": "fastce/cuda"}
+_MODULES = {
+    "fastce/torch": "torch", "fastce/jax.py": "jax", "fastce/_jax_primitive.py": "jax",
+    "fastce/cuda": "numba_cuda",
+}  # fmt: skip
 
 collect_ignore = [
-    module for framework, module in _MODULES.items() if not importlib.util.find_spec(framework)
+    module for module, framework in _MODULES.items() if not importlib.util.find_spec(framework)
 ]
 # Once imported, launches are those of the simulator for the rest of the process.
 collect_ignore.append("tests/cuda_simulator.py")

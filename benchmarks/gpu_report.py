@@ -6,7 +6,8 @@
 All calls of a shape are measured in one run, alternately, with CUDA events and buffers that rotate
 beyond the L2 cache: the median of many. A fraction is the bytes that must be moved (the logits read
 once and the gradient written once) over the time, as a part of what copying reaches in the same
-run. Peers that are not installed are left out. Writes gpu_report.md and gpu_report.png.
+run. Peers that are not installed are left out. Then the same within JAX, if its CUDA plugin is
+there (`benchmarks.integrations.jax_cuda`). Writes gpu_report.md and gpu_report.png.
 """
 
 from __future__ import annotations
@@ -265,6 +266,14 @@ def _plot(path: Path, fractions: dict[str, list[float]], classes: list[int]) -> 
     figure.savefig(path, dpi=150)
 
 
+def jax_report(dry: bool) -> list[str]:
+    """The same within JAX, in a process of its own: two libraries would share the memory."""
+    command = [sys.executable, "-m", "benchmarks.integrations.jax_cuda", *["--dry-run"] * dry]
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    print(done.stdout, end="", flush=True)
+    return done.stdout.splitlines() if not done.returncode else ["`fastce.jax`: not measured."]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--dry-run", action="store_true", help="tiny, on the CPU")
@@ -278,12 +287,13 @@ def main() -> int:
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device; --dry-run needs none")
     if device == "cuda" and not options.no_tests:
-        names = ("cuda_device", "cuda_binary", "torch_cuda_device")
+        names = ("cuda_device", "cuda_binary", "torch_cuda_device", "jax_cuda_device")
         files = [f"tests/test_{name}.py" for name in names]
         tests = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", *files]
         if status := subprocess.run(tests, check=False).returncode:
             return status
     lines = report(options.output, device, 3 if options.dry_run else REPETITIONS)
+    lines += ["", *jax_report(options.dry_run)]
     (options.output / "gpu_report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return 0
 

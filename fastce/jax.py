@@ -1,27 +1,30 @@
-"""Softmax cross-entropy for JAX on CPUs: under `jax.jit`, `jax.vmap` and every kind of derivative.
+"""Softmax cross-entropy for JAX: under `jax.jit`, `jax.vmap` and every kind of derivative.
 
-XLA calls the kernels of `fastce` through its foreign function interface: without Python, without a
-copy, on XLA's own threads. The forward pass of a gradient computes the loss and its gradient in
-one; forward mode, reverse mode and mixtures of them work, and derivatives beyond the first are
-computed by JAX from the formula. Only ``platform="cpu"`` has the kernels.
+XLA calls the kernels of `fastce` through its foreign function interface, without Python and without
+a copy: on CPUs, on its own threads; on CUDA devices of compute capability 8.0 or later, if the
+extra ``fastce[cuda]`` is installed, on its own stream. Elsewhere XLA compiles a formula with the
+same edge cases instead. The forward pass of a gradient computes the loss and its gradient in one;
+forward mode, reverse mode and mixtures of them work, and derivatives beyond the first are computed
+by JAX from the formula.
 
 `cross_entropy` is `fastce.cross_entropy` for JAX; `softmax_cross_entropy_with_integer_labels` and
 `softmax_cross_entropy` stand in for those of optax.
 
-Kernels are compiled at the first trace of a dtype, for some seconds, or taken from the cache.
+Kernels are compiled, for some seconds, or taken from the cache: for CPUs when a function is first
+lowered for a dtype, for CUDA devices before a program first runs.
 """
 
-import ctypes
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fastce import _arguments as arguments
-from fastce.cpu.xla import IGNORED, Handler
+from fastce._jax_primitive import BAD, Options, formula, rows
+from fastce.cpu.xla import IGNORED
 
 __all__ = [
     "cross_entropy",
@@ -29,66 +32,15 @@ __all__ = [
     "softmax_cross_entropy_with_integer_labels",
 ]
 
-_BAD = -2  # of int32 targets: neither a class nor ignored
-# Numba's type for the bits of each dtype.
-_KINDS: dict[str, type[np.generic]] = {
-    "float64": np.float64, "float32": np.float32, "float16": np.uint16, "bfloat16": np.int16,
-}  # fmt: skip
-
-
-class _Options(NamedTuple):
-    """What a call knows at trace time."""
-
-    trailing: int  # axes behind the class axis
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-
-
-# The kernels as functions of JAX ------------------------------------------------------------------
-
-
-@functools.cache
-def _target(dtype: str, soft: bool, with_grad: bool) -> tuple[str, Handler]:
-    """Compile a handler and make it known to XLA; its name, and the handler to keep it alive."""
-    handler = Handler(_KINDS[dtype], soft, with_grad)
-    name = f"fastce_cross_entropy{'_and_grad' * with_grad}_{'soft' if soft else 'hard'}_{dtype}"
-    capsule = ctypes.pythonapi.PyCapsule_New
-    capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p] * 3
-    jax.ffi.register_ffi_target(name, capsule(handler.address, None, None), platform="cpu")
-    return name, handler
-
-
-def _call(logits: Any, labels: Any, upstream: Any, options: _Options) -> Any:
-    """Losses of all rows, and with an upstream gradient the gradient."""
-    rows = jax.ShapeDtypeStruct(_rows(logits.shape, options), _loss_dtype(logits))
-    results = rows if upstream is None else (rows, jax.ShapeDtypeStruct(logits.shape, logits.dtype))
-    soft = not jnp.issubdtype(labels.dtype, jnp.integer)
-    name, _ = _target(str(logits.dtype), soft, upstream is not None)
-    function = jax.ffi.ffi_call(name, results, vmap_method="broadcast_all")
-    operands = (logits, labels) if upstream is None else (logits, labels, upstream)
-    return function(
-        *operands, label_smoothing=np.float64(options.label_smoothing),
-        trailing=np.int64(options.trailing), z_loss=np.float64(options.z_loss),
-    )  # fmt: skip
-
-
-def _rows(shape: tuple[int, ...], options: _Options) -> tuple[int, ...]:
-    axis = len(shape) - 1 - options.trailing
-    return shape[:axis] + shape[axis + 1 :]
-
-
-def _loss_dtype(logits: Any) -> Any:
-    return arguments.compute_dtype(np.dtype(logits.dtype))
-
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _losses(logits: Any, labels: Any, upstream: Any, options: _Options) -> Any:
+def _losses(logits: Any, labels: Any, upstream: Any, options: Options) -> Any:
     """The loss of each row times its `upstream`, which the gradient is computed with."""
-    return upstream * _call(logits, labels, None, options)
+    return upstream * rows(logits, labels, options=options)[0]
 
 
 @functools.partial(_losses.defjvp, symbolic_zeros=True)
-def _losses_jvp(options: _Options, primals: Any, tangents: Any) -> Any:
+def _losses_jvp(options: Options, primals: Any, tangents: Any) -> Any:
     logits, labels, upstream = primals
     zero = [isinstance(t, jax.custom_derivatives.SymbolicZero) for t in tangents]
     losses, grad = _losses_and_grad(*primals, options)
@@ -97,7 +49,7 @@ def _losses_jvp(options: _Options, primals: Any, tangents: Any) -> Any:
         axis = logits.ndim - 1 - options.trailing
         tangent += jnp.sum(grad * tangents[0], axis, dtype=losses.dtype)
     if not zero[1]:
-        of_labels = lambda h: upstream * _formula(logits, h, upstream, options)[0]  # noqa: E731
+        of_labels = lambda h: upstream * formula(logits, h, upstream, options)[0]  # noqa: E731
         tangent += jax.jvp(of_labels, (labels,), (tangents[1],))[1]
     if not zero[2]:
         tangent += losses * tangents[2]
@@ -105,34 +57,15 @@ def _losses_jvp(options: _Options, primals: Any, tangents: Any) -> Any:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _losses_and_grad(logits: Any, labels: Any, upstream: Any, options: _Options) -> Any:
+def _losses_and_grad(logits: Any, labels: Any, upstream: Any, options: Options) -> Any:
     """The losses, and the gradient times `upstream`."""
-    return _call(logits, labels, upstream, options)
+    return rows(logits, labels, upstream, options=options)
 
 
 @_losses_and_grad.defjvp  # type: ignore[untyped-decorator]
-def _losses_and_grad_jvp(options: _Options, primals: Any, tangents: Any) -> Any:
-    formula = functools.partial(_formula, options=options)
-    return _losses_and_grad(*primals, options), jax.jvp(formula, primals, tangents)[1]
-
-
-def _formula(logits: Any, labels: Any, upstream: Any, options: _Options) -> Any:
-    """`_losses_and_grad` in plain JAX, for derivatives of the gradient."""
-    axis = logits.ndim - 1 - options.trailing
-    z = logits.astype(_loss_dtype(logits))
-    counts = jnp.ones((), bool)
-    h = labels
-    if jnp.issubdtype(labels.dtype, jnp.integer):
-        h = jax.nn.one_hot(labels, z.shape[axis], axis=axis, dtype=z.dtype)
-        counts = jnp.expand_dims(labels != IGNORED, axis)
-        upstream = jnp.where(labels == _BAD, jnp.nan, upstream)
-    u = (1 - options.label_smoothing) * h + options.label_smoothing / z.shape[axis]
-    lse = jax.nn.logsumexp(z, axis, keepdims=True)
-    nll = jnp.where(u == 0, 0, u * (lse - z)).sum(axis, keepdims=True)
-    losses = jnp.where(counts, nll + options.z_loss * lse**2, 0).squeeze(axis)
-    a = u.sum(axis, keepdims=True) + 2 * options.z_loss * lse
-    grad = jnp.where(counts, a * jnp.exp(z - lse) - u, 0) * jnp.expand_dims(upstream, axis)
-    return losses, grad.astype(logits.dtype)
+def _losses_and_grad_jvp(options: Options, primals: Any, tangents: Any) -> Any:
+    of_all = functools.partial(formula, options=options)
+    return _losses_and_grad(*primals, options), list(jax.jvp(of_all, primals, tangents)[1])
 
 
 # Public functions ---------------------------------------------------------------------------------
@@ -174,8 +107,9 @@ def cross_entropy(
     Notes
     -----
     A row whose target is neither a class nor `ignore_index` has the loss NaN and a gradient of NaN,
-    for there is no exception that compiled code of JAX could raise. Other edge cases, and the
-    accuracy of a row, are those of `fastce.cross_entropy`; the rows are summed by JAX.
+    for there is no exception that compiled code of JAX could raise. Other edge cases are those of
+    `fastce.cross_entropy`, and so is the accuracy of a row where there are kernels; the rows are
+    summed by JAX. What fails on a CUDA device is raised as `jax.errors.JaxRuntimeError`.
 
     Examples
     --------
@@ -199,7 +133,7 @@ def cross_entropy(
     )  # fmt: skip
     if normalizer is not None and reduction != "mean":
         raise ValueError(f'normalizer: expected reduction "mean", got {reduction!r}')
-    options = _Options(logits.ndim - 1 - fit.axis, chosen.label_smoothing, chosen.z_loss)
+    options = Options(logits.ndim - 1 - fit.axis, chosen.label_smoothing, chosen.z_loss)
     if fit.hard:
         labels = _classes(targets, fit.classes, chosen.ignore_index)
         count = jnp.sum(labels != IGNORED).astype(fit.dtype)
@@ -266,7 +200,7 @@ def softmax_cross_entropy_with_integer_labels(
     if where is not None:
         targets = jnp.where(where.any(class_axis), targets, IGNORED)
         logits = jnp.where(where, logits, -jnp.inf)
-    options = _Options(logits.ndim - 1 - class_axis)
+    options = Options(logits.ndim - 1 - class_axis)
     losses = _losses(logits, targets, jnp.ones(fit.rows, fit.dtype), options)
     return losses.astype(logits.dtype)
 
@@ -320,7 +254,7 @@ def softmax_cross_entropy(
         labels = jnp.where(where, labels, 0)
         # A row without any keeps its logits, so that 0 and not NaN comes of it.
         logits = jnp.where(where | ~where.any(class_axis, keepdims=True), logits, -jnp.inf)
-    options = _Options(logits.ndim - 1 - class_axis)
+    options = Options(logits.ndim - 1 - class_axis)
     losses = _losses(logits, labels, jnp.ones(fit.rows, fit.dtype), options)
     return losses.astype(logits.dtype)
 
@@ -333,8 +267,8 @@ def _floats(logits: Any) -> Any:
 
 
 def _classes(targets: Any, classes: int, ignore_index: int | None) -> Any:
-    """Targets of any integer dtype as int32: a class, IGNORED or _BAD."""
-    labels = jnp.where((targets >= 0) & (targets < classes), targets, _BAD).astype(jnp.int32)
+    """Targets of any integer dtype as int32: a class, IGNORED or BAD."""
+    labels = jnp.where((targets >= 0) & (targets < classes), targets, BAD).astype(jnp.int32)
     info = jnp.iinfo(targets.dtype)
     if ignore_index is not None and info.min <= ignore_index <= info.max:
         labels = jnp.where(targets == ignore_index, IGNORED, labels)

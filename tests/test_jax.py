@@ -157,6 +157,15 @@ def test_derivatives_of_every_kind(option):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13)
 
 
+def test_second_derivatives_of_rows_that_are_ignored():
+    logits = jnp.array([[np.nan, 1.0], [2.0, 1.0]])
+    hessian = jax.jacrev(jax.grad(fastce.jax.cross_entropy))(logits, jnp.array([-100, 0]))
+    assert np.isfinite(hessian).all()
+    assert not hessian[0].any()
+    assert not hessian[:, :, 0].any()
+    assert hessian[1, :, 1].all()
+
+
 def test_in_a_scan():
     logits, targets = jnp.asarray(draw((8, 5, 6), np.float64)), draw_targets((8, 5), 6)
 

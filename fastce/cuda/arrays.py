@@ -128,6 +128,11 @@ def in_row_order(name: str, array: Array) -> Array:
     return device_array(name, array.maker.contiguous(array.owner), array)
 
 
+def row_order(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Strides of elements that follow each other in row order."""
+    return tuple(itemsize * math.prod(shape[k + 1 :]) for k in range(len(shape)))
+
+
 def broadcast(array: Array, shape: tuple[int, ...]) -> Array:
     """An array spread over a shape that it broadcasts to."""
     sizes = (1,) * (len(shape) - array.ndim) + array.shape
@@ -219,13 +224,9 @@ def _from_interface(value: Any) -> Array:
     interface = value.__cuda_array_interface__
     dtype = np.dtype(interface["typestr"])
     shape, strides = tuple(interface["shape"]), interface.get("strides")
-    if strides is None:
-        steps = [dtype.itemsize]
-        for size in shape[:0:-1]:
-            steps.append(steps[-1] * size)
-        strides = steps[::-1][: len(shape)] if shape else ()
+    strides = row_order(shape, dtype.itemsize) if strides is None else tuple(strides)
     return Array(
-        interface["data"][0], shape, tuple(strides), dtype, _device_of(value),
+        interface["data"][0], shape, strides, dtype, _device_of(value),
         interface.get("stream") or 0, _NUMBA, value, bool(interface["data"][1]),
     )  # fmt: skip
 

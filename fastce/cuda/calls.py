@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from numba.cuda import config
@@ -142,9 +143,9 @@ def rows(
     task: str, axis: int, z: Array, *, out: Array | None = None, targets: Array | None = None,
     soft: Array | None = None, weight: Array | None = None, options: Options | None = None,
     upstream: Array | None = None, scales: int = 0, nll_scale: float = 1.0, z_scale: float = 1.0,
-    results: Results | None = None,
+    results: Results | None = None, launch: Callable[..., None] | None = None,
 ) -> None:  # fmt: skip
-    """Launch what computes `task` for every row."""
+    """Launch what computes `task` for every row, by `launch` if not as the device does."""
     options, results = options or Options(), results or Results()
     device, classes = _device(z), z.shape[axis]
     if classes > _MOST_CLASSES:
@@ -179,9 +180,9 @@ def rows(
             1.0 - options.label_smoothing, spread, options.z_loss, options.softcap or 1.0,
             nll_scale, z_scale,
         )  # fmt: skip
-        device.launch(
+        (launch or device.launch)(
             chosen.kernel, chosen.grid, chosen.shared, z.stream, integers, floats, chosen.cluster
-        )
+        )  # fmt: skip
 
 
 def reduce(

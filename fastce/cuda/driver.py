@@ -4,18 +4,21 @@ A launch takes plain integers and floats, packed into one buffer: no array is lo
 inferred, and nothing waits for the device.
 """
 
+import contextlib
 import ctypes
 import functools
 import queue
 import struct
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from fastce.cuda.kernels import Kernel, code, source
 from fastce.cuda.plan import Launch, Limits, Variant, choose, most_of_a_cluster
 
 _BUFFER_POINTER, _BUFFER_SIZE, _END = 1, 2, 0  # CU_LAUNCH_PARAM_...
-_OLDEST = (8, 0)  # the first with maxima that keep NaN, of pairs of 16-bit floats too
+_CUDA_12 = 12_000
+OLDEST = (8, 0)  # the first with maxima that keep NaN, of pairs of 16-bit floats too
 NOTE_WORDS = 5  # whether there is a bad target; its row, value; the classes; what call it was of
 
 
@@ -33,7 +36,7 @@ class Device:
             return int(_checked(driver.cuDeviceGetAttribute(which, handle)))
 
         self.capability = (read("COMPUTE_CAPABILITY_MAJOR"), read("COMPUTE_CAPABILITY_MINOR"))
-        if self.capability < _OLDEST:
+        if self.capability < OLDEST:
             raise RuntimeError(
                 "fastce.cuda: expected a device of compute capability 8.0 or later, got "
                 "{}.{}".format(*self.capability)
@@ -140,6 +143,39 @@ class Device:
         self._functions[kernel] = entry
         return entry
 
+    # For compiled code that launches kernels itself.
+
+    @property
+    def context(self) -> int:
+        """The handle of the device's primary context."""
+        return int(self._context)
+
+    def function(self, kernel: Kernel) -> int:
+        """The handle of a kernel in that context."""
+        return int((self._functions.get(kernel) or self.load(kernel))[0])
+
+    def entry(self, name: str) -> int:
+        """The address of a function of the driver's, as CUDA 12.0 has it."""
+        address = _checked(_driver().cuGetProcAddress(name.encode(), _CUDA_12, 0))
+        if not address:
+            raise RuntimeError(f"fastce.cuda: expected a driver of CUDA 12, got one without {name}")
+        return int(address)
+
+    def failure(self, status: int) -> RuntimeError:
+        """The error that a number of the driver's stands for."""
+        return _failure(_driver().CUresult(status))
+
+    @contextlib.contextmanager
+    def while_recording(self) -> Iterator[None]:
+        """Let this thread load kernels even where it records a graph."""
+        driver = _driver()
+        relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        mode = _checked(driver.cuThreadExchangeStreamCaptureMode(relaxed))
+        try:
+            yield
+        finally:
+            _checked(driver.cuThreadExchangeStreamCaptureMode(mode))
+
     def launch(
         self, kernel: Kernel, grid: int, shared: int, stream: int,
         integers: tuple[int, ...], floats: tuple[float, ...] = (), cluster: int = 1,
@@ -228,5 +264,9 @@ def _checked(result: tuple[Any, ...]) -> Any:
     """The value that a call of the driver returns, or its error raised."""
     status, *values = result
     if status:
-        raise RuntimeError(f"fastce.cuda: {status.name} from the CUDA driver")
+        raise _failure(status)
     return values[0] if values else None
+
+
+def _failure(status: Any) -> RuntimeError:
+    return RuntimeError(f"fastce.cuda: {status.name} from the CUDA driver")

@@ -1,0 +1,192 @@
+"""Losses and gradients of rows as one primitive of JAX, and what it becomes on each platform.
+
+On CPUs it is a call of the kernels of `fastce.cpu`; on CUDA devices of those of `fastce.cuda`, if
+the package numba-cuda is there.  Otherwise it is a formula, which XLA compiles.
+"""
+
+import ctypes
+import functools
+import importlib.util
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
+from fastce import _arguments as arguments
+from fastce.cpu.xla import IGNORED, Handler
+
+NAME = "fastce_cross_entropy"  # what XLA knows the primitive by
+BAD = -2  # of int32 targets: neither a class nor ignored
+# Numba's type for the bits of each dtype.
+_KINDS: dict[str, type[np.generic]] = {
+    "float64": np.float64, "float32": np.float32, "float16": np.uint16, "bfloat16": np.int16,
+}  # fmt: skip
+
+
+class Options(NamedTuple):
+    """What a call knows at trace time."""
+
+    trailing: int  # axes behind the class axis
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
+@functools.partial(jax.jit, static_argnames="options", inline=True)
+def rows(*operands: Any, options: Options) -> Any:
+    """Losses of all rows, as an array in a list; with an upstream gradient the gradient, too.
+
+    The operands are logits, labels (int32 classes, IGNORED or BAD; or probabilities typed like the
+    logits) and perhaps the upstream gradient of each row.  It cannot be differentiated.
+    """
+    return _rows.bind(*operands, options=options)
+
+
+def loss_dtype(logits: Any) -> Any:
+    """The dtype of losses."""
+    return arguments.compute_dtype(np.dtype(logits.dtype))
+
+
+def _shape_of_rows(logits: Any, options: Options) -> tuple[int, ...]:
+    axis = logits.ndim - 1 - options.trailing
+    return (*logits.shape[:axis], *logits.shape[axis + 1 :])
+
+
+def _hard(labels: Any) -> bool:
+    return bool(jnp.issubdtype(labels.dtype, jnp.integer))
+
+
+_rows = Primitive(NAME)
+_rows.multiple_results = True
+
+
+@_rows.def_abstract_eval  # type: ignore[untyped-decorator]
+def _results(logits: Any, labels: Any, *upstream: Any, options: Options) -> Any:
+    losses = jax.core.ShapedArray(_shape_of_rows(logits, options), loss_dtype(logits))
+    return (losses, jax.core.ShapedArray(logits.shape, logits.dtype))[: 1 + len(upstream)]
+
+
+def _batched(operands: Any, axes: Any, *, options: Options) -> Any:
+    """The rows of all members of a batch: one more axis in front."""
+    size = next(a.shape[k] for a, k in zip(operands, axes, strict=True) if k is not None)
+    spread = [
+        jnp.broadcast_to(a, (size, *a.shape)) if k is None else jnp.moveaxis(a, k, 0)
+        for a, k in zip(operands, axes, strict=True)
+    ]
+    results = _rows.bind(*spread, options=options)
+    return results, [0] * len(results)
+
+
+batching.primitive_batchers[_rows] = _batched
+
+
+# What it becomes ----------------------------------------------------------------------------------
+
+
+def _foreign(name: str, context: Any, operands: Any, options: Options) -> Any:
+    """A call of a handler that XLA knows by a name."""
+    return jax.ffi.ffi_lowering(name)(
+        context, *operands, label_smoothing=np.float64(options.label_smoothing),
+        trailing=np.int64(options.trailing), z_loss=np.float64(options.z_loss),
+    )  # fmt: skip
+
+
+def _on_cpu(context: Any, *operands: Any, options: Options) -> Any:
+    logits, labels = context.avals_in[:2]
+    name, _ = _cpu_handler(str(logits.dtype), not _hard(labels), len(operands) == 3)
+    return _foreign(name, context, operands, options)
+
+
+@functools.cache
+def _cpu_handler(dtype: str, soft: bool, with_grad: bool) -> tuple[str, Handler]:
+    """Compile a handler and make it known to XLA; its name, and the handler to keep it alive."""
+    handler = Handler(_KINDS[dtype], soft, with_grad)
+    name = f"{NAME}{'_and_grad' * with_grad}_{'soft' if soft else 'hard'}_{dtype}"
+    jax.ffi.register_ffi_target(name, _capsule(handler.address), platform="cpu")
+    return name, handler
+
+
+def _on_cuda(context: Any, *operands: Any, options: Options) -> Any:
+    if _has_cuda_kernels():
+        return _foreign(_cuda_handler(), context, operands, options)
+    return _elsewhere(context, *operands, options=options)
+
+
+def _has_cuda_kernels() -> bool:
+    """Whether CUDA devices have kernels: those at hand, or else any."""
+    if importlib.util.find_spec("numba_cuda") is None:
+        return False
+    from fastce.cuda.driver import OLDEST
+
+    try:
+        devices = jax.local_devices(backend="cuda")
+    except RuntimeError:  # there are none: the program is for another machine
+        return True
+    capabilities = (map(int, device.compute_capability.split(".")) for device in devices)
+    return all(tuple(capability) >= OLDEST for capability in capabilities)
+
+
+@functools.cache
+def _cuda_handler() -> str:
+    """Make the handler known to XLA; its name."""
+    from fastce.cuda import xla
+
+    handler = _capsule(xla.handler().address)
+    stages = {"initialize": handler, "execute": handler}
+    jax.ffi.register_ffi_target(NAME, stages, platform="CUDA")
+    return NAME
+
+
+def _capsule(address: int) -> Any:
+    new = ctypes.pythonapi.PyCapsule_New
+    new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p] * 3
+    return new(address, None, None)
+
+
+def formula(logits: Any, labels: Any, upstream: Any, options: Options) -> Any:
+    """Losses and gradient in plain JAX: for other platforms, and for derivatives of the gradient.
+
+    As in the kernels the exponential of one class with the maximum is left out of `rest`, so that a
+    loss and a gradient next to zero keep their digits.
+    """
+    axis = logits.ndim - 1 - options.trailing
+    z = logits.astype(loss_dtype(logits))
+    counts = jnp.ones((), bool)
+    h = labels.astype(z.dtype)
+    if _hard(labels):
+        labels = jnp.expand_dims(labels, axis)
+        counts = labels != IGNORED
+        z = jnp.where(counts, jnp.where(labels == BAD, jnp.nan, z), 0)
+        h = (jax.lax.broadcasted_iota(labels.dtype, z.shape, axis) == labels).astype(z.dtype)
+    u = (1 - options.label_smoothing) * h + options.label_smoothing / z.shape[axis]
+    first = jnp.argmax(z, axis, keepdims=True)
+    is_first = jax.lax.broadcasted_iota(first.dtype, z.shape, axis) == first
+    m = jnp.where(is_first, z, 0).sum(axis, keepdims=True)
+    m = jnp.where(m == jnp.inf, jnp.nan, m)
+    e = jnp.where(is_first, 0, jnp.exp(z - m))
+    rest = e.sum(axis, keepdims=True)
+    log = jnp.log1p(rest)
+    lse = m + log
+    nll = jnp.where(u == 0, 0, u * ((m - z) + log)).sum(axis, keepdims=True)
+    losses = jnp.where(counts, nll + options.z_loss * lse**2, 0).squeeze(axis)
+    a = u.sum(axis, keepdims=True) + 2 * options.z_loss * lse
+    share = jnp.where(is_first, rest, e) / (1 + rest)  # of the others, of the class itself
+    grad = jnp.where(is_first, (a - u) - a * share, a * share - u)
+    grad = jnp.where(counts, grad, 0) * jnp.expand_dims(upstream, axis)
+    return losses, grad.astype(logits.dtype)
+
+
+def _in_plain_jax(*operands: Any, options: Options) -> Any:
+    logits, labels, *upstream = operands
+    if upstream:
+        return formula(logits, labels, upstream[0], options)
+    ones = jnp.ones(_shape_of_rows(logits, options), loss_dtype(logits))
+    return formula(logits, labels, ones, options)[:1]
+
+
+_elsewhere = mlir.lower_fun(_in_plain_jax, multiple_results=True)
+mlir.register_lowering(_rows, _elsewhere)
+mlir.register_lowering(_rows, _on_cpu, platform="cpu")
+mlir.register_lowering(_rows, _on_cuda, platform="cuda")
