@@ -87,8 +87,8 @@ def raise_noted(ordinal: int) -> None:
     note[0] = 0
     if row < 0:
         raise IndexError(
-            f"targets: expected integers in [0, {classes}) or ignore_index in every slice of the "
-            "logits, got another in another one"
+            f"targets: expected integers in [0, {classes}) or ignore_index wherever a part of the "
+            "logits is, got something else elsewhere"
         )
     shape = next((shape for shape, known in _shapes.items() if known == number), (row + 1,))
     index = []
@@ -177,8 +177,8 @@ def rows(
         chosen = device.possible(
             z.dtype.name, task, block.rows, classes, packed=packed,
             side_by_side=classes == 1 or all(p[3] == z.itemsize for p in where[:2] if p[0]),
-            spread=soft is not None or options.label_smoothing > 0, soft=soft.dtype.name if soft else "",
-            capped=options.softcap is not None,
+            spread=soft is not None or options.label_smoothing > 0,
+            soft=soft.dtype.name if soft else "", capped=options.softcap is not None,
         )  # fmt: skip
         integers = (
             *where[0], *where[1], block.rows, block.inner, classes,

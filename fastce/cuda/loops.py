@@ -6,9 +6,11 @@ layout or of few classes.
 A warp or block does everything in one read and at most one write, as long as the row fits into its
 registers and shared memory; of longer rows what lies beyond is read again, from the L2 cache where
 it holds it.  The gradient of a slice whose statistics are known needs nothing of the rest of its
-row: there a row is divided among blocks that never meet.  A thread reads its row three times: from shared memory, into which its block copies a
-tile of short rows and out of which it copies the results; or else from memory, where neighbours
-read side by side if the class axis is not the last, so that two of the three come from the cache.
+row: there a long row is divided among blocks that never meet.
+
+A thread reads its row three times: from shared memory, into which its block copies a tile of short
+rows and out of which it copies the results; or else from memory, where neighbours read side by side
+if the class axis is not the last, so that two of the three come from the cache.
 """
 
 from typing import Any

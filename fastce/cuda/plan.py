@@ -111,8 +111,8 @@ OPTION_ROWS = (
 # this many bytes: what two vectors for each of 512 threads hold.
 LEAST_PART = 16384
 
-# Threads of a block, at most, where a row is divided among blocks that need not meet: four blocks of
-# 16 KiB on a multiprocessor, so that some compute what belongs to their row while others copy.
+# The most threads of a block where a row is divided among blocks that need not meet: four blocks
+# of 16 KiB on a multiprocessor, some of which compute what belongs to a row while others copy.
 STREAMING = 256
 
 # A thread for each row: of short rows side by side, copied to shared memory by their block; or of
