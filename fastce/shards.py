@@ -13,8 +13,9 @@ For a row z, the slices A of its classes, m_A = max of z in A::
     rest   = sum_A (exp(m_A - m) * (rest_A + 1)) - 1         without the subtraction: as a sum
     loss   = (m - z_y) + log1p(rest)
 
-The sums that merge are kept as integers, multiples of fixed powers of two [1]_, which makes merging
-exact, hence associative and commutative.
+Arrays on a CUDA device go to `fastce.cuda.shards`, with shorter records that merge in an order.
+On the CPU the sums that merge are kept as integers, multiples of fixed powers of two [1]_, which
+makes merging exact, hence associative and commutative.
 
 References
 ----------
@@ -117,11 +118,11 @@ class ShardedLoss(NamedTuple):
     Attributes
     ----------
     loss : numpy.float64 or numpy.float32, or numpy.ndarray
-        As from `fastce.cross_entropy`.
+        As from `fastce.cross_entropy`; on a CUDA device arrays there, like all that follows.
     lse : numpy.ndarray
         logsumexp of each row; 0 where ignored. Typed like the loss.
     predicted : numpy.ndarray of int64
-        First class with the largest logit; -1 where ignored.
+        First class with the largest logit; -1 where ignored. None on a CUDA device.
     total_weight : float
         What "mean" divides by, without `normalizer`.
     """

@@ -1,7 +1,7 @@
 """The loss of classes that are divided among the GPUs of a machine, over NCCL.
 
-    python -m benchmarks.integrations.gpu_ranks                  every GPU there is, of which one is enough
-    python -m benchmarks.integrations.gpu_ranks --dry-run        the same code with gloo on the CPU, tiny
+    python -m benchmarks.integrations.gpu_ranks               every GPU there is; one is enough
+    python -m benchmarks.integrations.gpu_ranks --dry-run     the same with gloo on the CPU, tiny
 
 For a group with both backends, whose ranks agree on the CPU, and for one of NCCL alone, where the
 host waits for the device once per call. A step is timed by the host from an idle device to an idle
