@@ -109,7 +109,23 @@ def partial(
 
 
 def merge(first: Partial, *others: Partial) -> Partial:
-    """`fastce.shards.merge` of partials on a device, in the order in which they are given."""
+    """`fastce.shards.merge` of partials on a device, in the order in which they are given.
+
+    Parameters
+    ----------
+    first, *others : Partial
+        Partials of the same rows on one device, from calls with the same options.
+
+    Returns
+    -------
+    Partial
+        The same bits for the same order, however grouped from the left.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As there; also if records are elsewhere.
+    """
     check_alike(first, others)
     found = records = _records(first)
     for other in others:
