@@ -14,8 +14,6 @@ R = TypeVar("R")
 Reduction = Literal["mean", "sum", "none"]
 AnyArray = npt.NDArray[Any]
 
-# Candidate solutions to look at before two strided arrays count as overlapping.
-_OVERLAP_WORK: Any = 10_000  # NumPy's stub knows only two of the numbers that it takes
 _LARGEST = float(np.finfo(np.float32).max)
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -409,78 +407,6 @@ def check_same_shape(
     """The shape of another argument."""
     if shape != like_shape:
         raise ValueError(f"{name}: expected the shape of {like} {like_shape}, got {shape}")
-
-
-def output(
-    out: AnyArray | None, logits: AnyArray, name: str = "logits", **read: AnyArray | None
-) -> AnyArray:
-    """Where the gradient goes: `out` if it fits, or a fresh array laid out like the logits.
-
-    `out` may be the very memory of the logits, but not overlap them otherwise, nor anything else
-    that is read.
-    """
-    if out is None:
-        return np.empty_like(logits, subok=False)
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
-    check_output(out, logits, name, out.flags.writeable, out.flags.c_contiguous)
-    same = out is logits or _same_memory(out, logits)
-    check_apart(out, None if same else logits, name, _overlap, read)
-    return out
-
-
-def check_output(out: Any, logits: Any, name: str, writable: bool, contiguous: bool) -> None:
-    """`out` is shaped and typed like the logits, and can be written to."""
-    if out.dtype != logits.dtype:
-        raise ValueError(f"out: expected dtype {logits.dtype}, that of {name}, got {out.dtype}")
-    if out.shape != logits.shape:
-        raise ValueError(f"out: expected shape {logits.shape}, that of {name}, got {out.shape}")
-    if not writable:
-        raise ValueError("out: expected a writable array, got a read-only one")
-    if not contiguous and not _every_element_apart(out):
-        raise ValueError(
-            f"out: expected every element in a place of its own, got strides {out.strides} "
-            f"for shape {out.shape}"
-        )
-
-
-def check_apart(
-    out: Any, logits: Any, name: str, overlap: Callable[[Any, Any], bool], read: dict[str, Any]
-) -> None:
-    """`out` overlaps nothing that is read; logits that are `out` itself are given as None."""
-    if logits is not None and overlap(out, logits):
-        raise ValueError(f"out: expected the memory of {name} itself or memory apart from it, "
-                         "got an overlapping view")  # fmt: skip
-    for other, array in read.items():
-        if array is not None and overlap(out, array):
-            raise ValueError(f"out: expected memory apart from {other}, got an overlapping view")
-
-
-def _every_element_apart(array: Any) -> bool:
-    """Whether each stride steps over what the smaller ones reach, as in any slice."""
-    reach = array.itemsize
-    for stride, size in sorted(zip(map(abs, array.strides), array.shape, strict=True)):
-        if size > 1:
-            if stride < reach:
-                return False
-            reach += stride * (size - 1)
-    return True
-
-
-def _same_memory(a: AnyArray, b: AnyArray) -> bool:
-    return (
-        a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
-        and a.strides == b.strides
-    )
-
-
-def _overlap(a: AnyArray, b: AnyArray) -> bool:
-    if not np.may_share_memory(a, b):
-        return False
-    try:
-        return np.shares_memory(a, b, max_work=_OVERLAP_WORK)
-    except np.exceptions.TooHardError:  # undecided in reasonable time: refuse
-        return True
 
 
 def reduced_axes(name: str, array: AnyArray, axis: int | tuple[int, ...] | None) -> tuple[int, ...]:

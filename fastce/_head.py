@@ -17,8 +17,9 @@ from fastce import _arguments as arguments
 from fastce import _blas
 from fastce._arguments import AnyArray
 from fastce._blas import add, multiply
+from fastce._call import Call, inverse
 from fastce.cpu.threads import launch
-from fastce.losses import Call, cross_entropy, cross_entropy_and_grad, inverse
+from fastce.losses import cross_entropy, cross_entropy_and_grad
 
 if TYPE_CHECKING:
     from fastce.shards import Partial

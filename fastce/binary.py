@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastce import _arguments as arguments
+from fastce import _outputs as outputs
 from fastce import cpu
 from fastce._arguments import AnyArray, Reduction
 from fastce._devices import on_device
@@ -206,7 +207,7 @@ def evaluate(
     arguments.check_reduction(reduction)
     upstream, per_element = arguments.upstream(grad_output, z.shape, reduction)
     grad = (
-        arguments.output(out, z, targets=t, weight=w, pos_weight=positive, grad_output=per_element)
+        outputs.gradient(out, z, targets=t, weight=w, pos_weight=positive, grad_output=per_element)
         if gradient
         else None
     )

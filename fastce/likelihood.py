@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastce import _arguments as arguments
+from fastce import _outputs as outputs
 from fastce._arguments import AnyArray, Reduction
-from fastce.losses import Call, inverse
+from fastce._call import Call, inverse
 
 
 def nll_loss(
@@ -145,7 +146,7 @@ def nll_loss_and_grad(
     options = arguments.options(ignore_index, 0.0, 0.0, None, reduction, normalizer)
     call = Call("log_probs", log_probs, targets, axis, weight, options)
     scalar, per_row = arguments.upstream(grad_output, call.rows, reduction)
-    grad = arguments.output(out, call.logits, "log_probs", targets=call.labels, grad_output=per_row)
+    grad = outputs.gradient(out, call.logits, "log_probs", targets=call.labels, grad_output=per_row)
     index, u = labels(call)
     loss = _loss(call, index, u)
     slope = 0.0 - scalar * inverse(call.divisors()[0]) * u  # no negative zeros

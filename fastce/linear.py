@@ -6,9 +6,10 @@ from typing import Any
 import numpy.typing as npt
 
 from fastce import _arguments as arguments
+from fastce import _outputs as outputs
 from fastce._arguments import AnyArray, Reduction
+from fastce._call import inverse
 from fastce._head import Head, Products
-from fastce.losses import inverse
 
 Gradients = tuple[AnyArray, AnyArray, AnyArray | None]
 
@@ -247,7 +248,7 @@ def _outputs(
         if accumulate and given is None and array is not None:
             raise ValueError(f"out: expected d{name} to accumulate into, got None")
         try:
-            found.append(None if array is None else arguments.output(given, array, name, **read))
+            found.append(None if array is None else outputs.gradient(given, array, name, **read))
         except (TypeError, ValueError) as error:
             raise type(error)(f"out: d{name}{str(error).removeprefix('out')}") from None
         read[f"d{name}"] = found[-1]

@@ -33,8 +33,10 @@ import numpy.typing as npt
 from mpi4py import MPI
 
 from fastce import _arguments as arguments
+from fastce import _outputs as outputs
 from fastce import losses, shards
 from fastce._arguments import AnyArray, Reduction
+from fastce._call import Call
 from fastce._linear_slice import LinearSlice
 
 _RAISED = (TypeError, ValueError, IndexError, MemoryError)
@@ -328,9 +330,9 @@ def data_parallel_cross_entropy_and_grad(
     error, sums = None, (0.0, 0.0)
     try:
         options = arguments.options(ignore_index, label_smoothing, z_loss, softcap, "mean", None)
-        call = losses.Call("logits", logits, targets, axis, weight, options)
+        call = Call("logits", logits, targets, axis, weight, options)
         upstream = arguments.upstream(grad_output, call.rows, "mean")
-        grad = arguments.output(out, call.logits, targets=call.labels, weight=call.weight)
+        grad = outputs.gradient(out, call.logits, targets=call.labels, weight=call.weight)
         sums = float(call.total_weight), float(call.count)
         dtype, call.dtype = call.dtype, np.float64  # parts of the loss are not rounded
     except _RAISED as found:

@@ -49,13 +49,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fastce import _arguments as arguments
+from fastce import _outputs as outputs
 from fastce._arguments import AnyArray, Reduction
+from fastce._call import Call, inverse
 from fastce._devices import on_device
 from fastce.cpu import calls
 from fastce.cpu import shards as kernels
 from fastce.cpu.layout import blocks, writable
 from fastce.cpu.threads import launch
-from fastce.losses import Call, inverse
 
 Records = npt.NDArray[np.float64]
 
@@ -231,7 +232,7 @@ class GradientCall:
         )
         check_total(total, part.rows, np.dtype(part.dtype), part.hard is not None)
         self.upstream = arguments.upstream(grad_output, part.rows, reduction)
-        self.out = arguments.output(
+        self.out = outputs.gradient(
             out, part.logits, targets=part.soft if part.hard is None else part.hard,
             weight=part.weight, grad_output=self.upstream[1], total=total.records,
         )  # fmt: skip

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastce import _arguments as arguments
+from fastce import _outputs as outputs
 from fastce import cpu
 from fastce._arguments import AnyArray
 from fastce._devices import on_device
@@ -200,6 +201,6 @@ def _softmax(x: npt.ArrayLike, axis: int, out: AnyArray | None, logarithm: bool)
         return on_the_device(x, axis=axis, out=out)  # type: ignore[no-any-return]
     array = arguments.float_or_integer_array("x", x)
     axis = arguments.class_axis("x", array.shape, axis)
-    out = arguments.output(out, array, "x")
+    out = outputs.gradient(out, array, "x")
     cpu.calls.softmax(axis, array, out, logarithm)
     return out

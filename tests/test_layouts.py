@@ -210,6 +210,24 @@ def test_any_layout_of_out(layout, axis):
         assert np.isnan(root[..., 1::2]).all()
 
 
+def test_a_large_fresh_gradient_is_an_ordinary_array():
+    """Its memory is chosen (see `_outputs`); its values and layout are those of a given `out`."""
+    z = draw((2, 5, 1024, 1024))
+    targets = draw_targets((2, 1024, 1024), 5)
+    out = np.empty_like(z)
+    loss, _ = fastce.cross_entropy_and_grad(z, targets, axis=1, out=out)
+    fresh_loss, grad = fastce.cross_entropy_and_grad(z, targets, axis=1)
+    assert same_bits(loss, fresh_loss)
+    assert same_bits(out, grad)
+    assert grad.strides == z.strides
+    assert grad.flags.writeable
+    assert grad.flags.c_contiguous
+    assert grad.ctypes.data % 64 == 0
+    turned = z.transpose(0, 2, 3, 1)
+    _, grad = fastce.cross_entropy_and_grad(turned, targets)
+    assert grad.strides == turned.strides
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize(("shape", "axis"), [((300, 10), -1), ((3, 5000), -1), ((2, 9, 40), 1)])
 def test_in_place_equals_out_of_place(dtype, shape, axis):

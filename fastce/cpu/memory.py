@@ -2,7 +2,7 @@
 
 Rows are read and written through a *base*, a pointer to (or array that starts with) the first
 number.  Positions are byte offsets from there, so that any strides will do.  16-bit floats travel
-as their bits: a base of uint16 holds float16, a base of int16 holds bfloat16.
+as their bits (see `formats`).
 """
 
 from typing import Any
@@ -12,14 +12,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastce.cpu.constants import CONVERTS_FLOAT16, X86
+from fastce.cpu.constants import X86
+from fastce.cpu.formats import COMPUTE, decode, encode, storage_size, storage_type, vector_of
 from fastce.cpu.vector import (
-    BITS,
-    ELEMENTS,
-    I16,
     I32,
     I64,
-    VectorType,
     call_llvm,
     coerce,
     filled,
@@ -28,14 +25,6 @@ from fastce.cpu.vector import (
 )
 
 LINE = 64  # bytes: no vector of any storage type is shorter
-
-# What a base of each storage type holds once it is loaded.
-_COMPUTE = {
-    types.float64: types.float64,
-    types.float32: types.float32,
-    types.uint16: types.float32,  # float16
-    types.int16: types.float32,  # bfloat16
-}
 
 
 @intrinsic
@@ -130,100 +119,10 @@ def _write(builder: Any, value: Any, pointer: Any) -> None:
     builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=1)
 
 
-def _shaped(ty: ir.Type, like: ir.Type) -> ir.Type:
-    """`ty`, or as many of it as the vector type `like` has lanes."""
-    return ir.VectorType(ty, like.count) if isinstance(like, ir.VectorType) else ty
-
-
-def _decode(builder: Any, raw: Any, storage: types.Type) -> Any:
-    """Stored bits to the numbers that are computed with."""
-    floats, words = _shaped(ir.FloatType(), raw.type), _shaped(I32, raw.type)
-    if storage == types.uint16:
-        if CONVERTS_FLOAT16:
-            return builder.fpext(builder.bitcast(raw, _shaped(ir.HalfType(), raw.type)), floats)
-        return _decode_float16(builder, raw, floats, words)
-    if storage == types.int16:
-        bits = builder.shl(builder.zext(raw, words), filled(16, words))
-        return builder.bitcast(bits, floats)
-    return raw
-
-
-def _encode(builder: Any, value: Any, storage: types.Type) -> Any:
-    """Numbers to stored bits, rounded to nearest even."""
-    halves, words = _shaped(I16, value.type), _shaped(I32, value.type)
-    if storage == types.uint16:
-        if CONVERTS_FLOAT16:
-            half = builder.fptrunc(value, _shaped(ir.HalfType(), value.type))
-            return builder.bitcast(half, halves)
-        return builder.trunc(_encode_float16(builder, value, words), halves)
-    if storage == types.int16:
-        bits = builder.bitcast(value, words)
-        quiet = builder.or_(bits, filled(0x400000, words))  # rounding could turn NaN to inf
-        rounded = _round_bits(builder, bits, 16, words)
-        bits = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
-        return builder.trunc(builder.lshr(bits, filled(16, words)), halves)
-    return value
-
-
-def _round_bits(builder: Any, bits: Any, dropped: int, words: ir.Type) -> Any:
-    """What the bits above the lowest `dropped` become when rounded to nearest even."""
-    odd = builder.and_(builder.lshr(bits, filled(dropped, words)), filled(1, words))
-    return builder.add(builder.add(bits, odd), filled((1 << (dropped - 1)) - 1, words))
-
-
-def _decode_float16(builder: Any, raw: Any, floats: ir.Type, words: ir.Type) -> Any:
-    """For processors that do not convert float16: LLVM would call a function that is not there.
-
-    Read as bits of a float32 the exponent is too small by 112, which a multiplication mends,
-    denormals included.
-    """
-    bits = builder.zext(raw, words)
-    sign = builder.shl(builder.and_(bits, filled(0x8000, words)), filled(16, words))
-    size = builder.shl(builder.and_(bits, filled(0x7FFF, words)), filled(13, words))
-    scaled = builder.fmul(builder.bitcast(size, floats), filled(2.0**112, floats))
-    finite = builder.bitcast(scaled, words)
-    special = builder.or_(size, filled(0x7F800000, words))  # infinity or NaN
-    known = builder.icmp_unsigned("<", size, filled(0x7C00 << 13, words))
-    return builder.bitcast(builder.or_(builder.select(known, finite, special), sign), floats)
-
-
-def _encode_float16(builder: Any, value: Any, words: ir.Type) -> Any:
-    bits = builder.bitcast(value, words)
-    sign = builder.and_(builder.lshr(bits, filled(16, words)), filled(0x8000, words))
-    size = builder.and_(bits, filled(0x7FFFFFFF, words))
-    normal = builder.sub(_round_bits(builder, size, 13, words), filled(112 << 23, words))
-    normal = builder.lshr(normal, filled(13, words))
-    # Beside one half the last place of a float32 is that of a denormal float16.
-    shifted = builder.fadd(builder.bitcast(size, value.type), filled(0.5, value.type))
-    small = builder.sub(builder.bitcast(shifted, words), filled(0x3F000000, words))
-    payload = builder.and_(builder.lshr(size, filled(13, words)), filled(0x3FF, words))
-    nan = builder.or_(payload, filled(0x7E00, words))
-
-    def above(bound: int) -> Any:
-        return builder.icmp_unsigned(">", size, filled(bound, words))
-
-    half = builder.select(above(0x387FFFFF), normal, small)
-    half = builder.select(above(0x477FEFFF), filled(0x7C00, words), half)  # from 65520 on: infinity
-    return builder.or_(builder.select(above(0x7F800000), nan, half), sign)
-
-
-def _storage_type(storage: types.Type) -> ir.Type:
-    return ELEMENTS.get(storage, I16)
-
-
-def _storage_size(storage: types.Type) -> int:
-    return int(storage.bitwidth) // 8
-
-
-def _vector_of(storage: types.Type) -> VectorType:
-    element = _COMPUTE[storage]
-    return VectorType(element, BITS // element.bitwidth)
-
-
 @intrinsic
 def zeros(typingctx, base):
     """The vector of zeros that fits what is loaded from `base`."""
-    ty = _vector_of(base.dtype)
+    ty = vector_of(base.dtype)
 
     def codegen(context, builder, sig, args):
         return filled(0.0, llvm_type(ty))
@@ -234,7 +133,7 @@ def zeros(typingctx, base):
 @intrinsic
 def item_size(typingctx, base):
     """Bytes of one stored number, a constant of the compiled code."""
-    size = _storage_size(base.dtype)
+    size = storage_size(base.dtype)
     return types.int64(base), lambda context, builder, sig, args: I64(size)
 
 
@@ -244,7 +143,7 @@ def load(typingctx, base, offset, step, like):
     storage = base.dtype
 
     def codegen(context, builder, sig, args):
-        item = _storage_type(storage)
+        item = storage_type(storage)
         start = _pointer(context, builder, base, args[0], args[1])
         if step is types.none:
             raw = builder.load(start, typ=ir.VectorType(item, like.lanes), align=1)
@@ -255,8 +154,8 @@ def load(typingctx, base, offset, step, like):
                 pointer = builder.gep(start, [distance], source_etype=ir.IntType(8))
                 number = builder.load(pointer, typ=item, align=1)
                 raw = builder.insert_element(raw, number, I32(lane))
-        numbers = _decode(builder, raw, storage)
-        return resize(builder, numbers, _COMPUTE[storage], like.element)
+        numbers = decode(builder, raw, storage)
+        return resize(builder, numbers, COMPUTE[storage], like.element)
 
     return like(base, types.int64, step, like), codegen
 
@@ -268,7 +167,7 @@ def store(typingctx, base, offset, step, value):
 
     def codegen(context, builder, sig, args):
         start = _pointer(context, builder, base, args[0], args[1])
-        raw = _encode(builder, args[3], storage)
+        raw = encode(builder, args[3], storage)
         if step is types.none:
             _write(builder, raw, start)
         else:
@@ -290,7 +189,7 @@ def store_streaming(typingctx, base, offset, value):
     storage = base.dtype
 
     def codegen(context, builder, sig, args):
-        raw = _encode(builder, args[2], storage)
+        raw = encode(builder, args[2], storage)
         start = _pointer(context, builder, base, args[0], args[1])
         written = builder.store(raw, builder.bitcast(start, raw.type.as_pointer()), align=LINE)
         _past_the_caches(builder, written)
@@ -316,7 +215,7 @@ def drain(typingctx):
 @intrinsic
 def first_line(typingctx, base, offset):
     """How many numbers lie between a position and the next multiple of LINE."""
-    size = _storage_size(base.dtype)
+    size = storage_size(base.dtype)
 
     def codegen(context, builder, sig, args):
         start = builder.ptrtoint(_pointer(context, builder, base, args[0], args[1]), I64)
@@ -332,9 +231,9 @@ def load_number(typingctx, base, offset):
 
     def codegen(context, builder, sig, args):
         pointer = _pointer(context, builder, base, args[0], args[1])
-        raw = builder.load(pointer, typ=_storage_type(storage), align=1)
-        number = _decode(builder, raw, storage)
-        return resize(builder, number, _COMPUTE[storage], types.float64)
+        raw = builder.load(pointer, typ=storage_type(storage), align=1)
+        number = decode(builder, raw, storage)
+        return resize(builder, number, COMPUTE[storage], types.float64)
 
     return types.float64(base, types.int64), codegen
 
@@ -345,9 +244,9 @@ def store_number(typingctx, base, offset, value):
     storage = base.dtype
 
     def codegen(context, builder, sig, args):
-        number = coerce(context, builder, args[2], value, _COMPUTE[storage])
+        number = coerce(context, builder, args[2], value, COMPUTE[storage])
         pointer = _pointer(context, builder, base, args[0], args[1])
-        _write(builder, _encode(builder, number, storage), pointer)
+        _write(builder, encode(builder, number, storage), pointer)
         return context.get_dummy_value()
 
     return types.void(base, types.int64, value), codegen
@@ -370,7 +269,7 @@ def _copy(
 @intrinsic
 def copy_number(typingctx, source, offset, target, target_offset):
     """Copy one stored number."""
-    item = _storage_type(source.dtype)
+    item = storage_type(source.dtype)
 
     def codegen(context, builder, sig, args):
         return _copy(context, builder, sig, args, item, streaming=False)
@@ -381,7 +280,7 @@ def copy_number(typingctx, source, offset, target, target_offset):
 @intrinsic
 def copy_vector(typingctx, source, offset, target, target_offset, like):
     """Copy stored numbers that lie side by side, as many as the vector `like` has lanes."""
-    item = ir.VectorType(_storage_type(source.dtype), like.lanes)
+    item = ir.VectorType(storage_type(source.dtype), like.lanes)
 
     def codegen(context, builder, sig, args):
         return _copy(context, builder, sig, args, item, streaming=False)
@@ -392,7 +291,7 @@ def copy_vector(typingctx, source, offset, target, target_offset, like):
 @intrinsic
 def copy_vector_streaming(typingctx, source, offset, target, target_offset, like):
     """`copy_vector` past the caches to a multiple of LINE; `drain` must follow."""
-    item = ir.VectorType(_storage_type(source.dtype), like.lanes)
+    item = ir.VectorType(storage_type(source.dtype), like.lanes)
 
     def codegen(context, builder, sig, args):
         return _copy(context, builder, sig, args, item, streaming=True)
@@ -406,7 +305,7 @@ def transpose(typingctx, source, offset, step, target, target_offset, target_ste
 
     Fours start at the offsets plus 0, 1, 2, 3 times the steps; each lies side by side.
     """
-    item = _storage_type(source.dtype)
+    item = storage_type(source.dtype)
     four = ir.VectorType(item, 4)
 
     def codegen(context, builder, sig, args):

@@ -3,6 +3,7 @@
 from typing import Any
 
 from fastce import _arguments as arguments
+from fastce import _outputs as outputs
 from fastce._arguments import Reduction
 from fastce._devices import on_device
 from fastce.cuda import calls
@@ -106,9 +107,9 @@ def output(out: Any, logits: Array, name: str = "logits", **read: Array | None) 
     if out is None:
         return new_like(logits)
     array = device_array("out", out, logits)
-    arguments.check_output(array, logits, name, not array.read_only, array.contiguous)
+    outputs.check(array, logits, name, not array.read_only, array.contiguous)
     same = same_memory(array, logits)
-    arguments.check_apart(array, None if same else logits, name, overlap, read)
+    outputs.check_apart(array, None if same else logits, name, overlap, read)
     return array
 
 

@@ -9,10 +9,10 @@ import fastce
 from fastce import _arguments as arguments
 from fastce import likelihood, shards
 from fastce._arguments import AnyArray, Reduction
+from fastce._call import Call, inverse
 from fastce.dask._chunks import chunked, key_of
 from fastce.dask._graph import Index, Key, add, in_chunk
 from fastce.dask._labelled import Labelled
-from fastce.losses import Call, inverse
 
 
 def nll_loss(
