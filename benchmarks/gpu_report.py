@@ -7,7 +7,8 @@ All calls of a shape are measured in one run, alternately, with CUDA events and 
 beyond the L2 cache: the median of many. A fraction is the bytes that must be moved (the logits read
 once and the gradient written once) over the time, as a part of what copying reaches in the same
 run. Peers that are not installed are left out. Then the same within JAX, if its CUDA plugin is
-there (`benchmarks.integrations.jax_cuda`). Writes gpu_report.md and gpu_report.png.
+there (`benchmarks.integrations.jax_cuda`), and with NCCL the loss of classes divided among all
+cards (`benchmarks.integrations.gpu_ranks`). Writes gpu_report.md and gpu_report.png.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import fastce
+from fastce import shards
 
 with contextlib.suppress(ModuleNotFoundError):  # asv imports this module and has no torch
     import torch
@@ -33,10 +35,14 @@ SHAPES = (
     (8192, 262_144), (1024, 1 << 20), (8, 1 << 20), (1, 50_257),
 )  # fmt: skip
 BINARY_SHAPE = (65_536, 1000)  # one label for each element
-DRY_SHAPES, DRY_BINARY_SHAPE = ((64, 10), (8, 1000)), (64, 10)
+SLICE_SHAPES = ((8192, 32_064), (8192, 16_032))  # of 128256 classes, divided by four or eight
+DRY_SHAPES, DRY_BINARY_SHAPE, DRY_SLICE_SHAPES = ((64, 10), (8, 1000)), (64, 10), ((8, 100),)
 FEWEST_ROWS = 128  # of the shapes that have a target
 # Arrays of the size of the logits that a task reads and writes.
-MOVED = {"loss": 1, "gradient": 2, "in place": 2, "binary loss": 2, "binary gradient": 3}
+MOVED = {
+    "loss": 1, "gradient": 2, "in place": 2, "binary loss": 2, "binary gradient": 3,
+    "records of a slice": 1, "gradient of a slice": 2,
+}  # fmt: skip
 ROTATING = 200 << 20  # bytes of logits that calls take turns with: four times the L2 of an H100
 REPETITIONS = 40
 TARGETS = {10: 0.70, 1000: 0.80}  # fraction of copying for loss and gradient; 0.90 from 4096 up
@@ -94,6 +100,26 @@ def binary_contestants(device: str) -> dict[str, dict[str, Call]]:
     return found
 
 
+def slice_contestants(device: str) -> dict[str, dict[str, Call]]:
+    """Records and gradient of one of two halves of the classes."""
+    totals: dict[Any, Any] = {}
+
+    def partial(z: Any, y: Any, class_offset: int = 0) -> Any:
+        z, y = (z, y) if z.is_cuda else (z.numpy(), y.numpy())
+        return shards.partial(z, y, class_offset=class_offset, classes=2 * z.shape[-1])
+
+    def gradient(z: Any, y: Any) -> Any:
+        key = z.shape, z.dtype  # the numbers of the rotating logits differ, the work does not
+        if key not in totals:
+            totals[key] = shards.merge(partial(z, y), partial(z, y, z.shape[-1]))
+        z, y = (z, y) if z.is_cuda else (z.numpy(), y.numpy())
+        return shards.grad(z, y, totals[key], class_offset=0)
+
+    return {
+        "records of a slice": {"fastce": partial}, "gradient of a slice": {"fastce": gradient}
+    }  # fmt: skip
+
+
 def contestants(device: str) -> dict[str, dict[str, Call]]:
     """Calls by what they compute: loss, loss and gradient, the same in place."""
 
@@ -147,7 +173,7 @@ def copy_bandwidth(clock: Clock, device: str, size: int) -> float:
 
 def measure(
     clock: Clock, device: str, dtype: torch.dtype, shape: tuple[int, int], repetitions: int,
-    binary: bool = False,
+    kind: str = "",
 ) -> list[tuple[str, str, float, float]]:  # fmt: skip
     """(task, who, median seconds, peak bytes beside the logits) of every call of a shape."""
     rows, classes = shape
@@ -155,9 +181,10 @@ def measure(
     copies = max(1, -(-ROTATING // size)) if device == "cuda" else 2
     logits = [torch.randn(shape, dtype=dtype, device=device) for _ in range(copies)]
     targets = torch.randint(0, classes, (rows,), device=device)
-    if binary:
+    if kind == "binary":
         targets = torch.randint(0, 2, shape, device=device).to(dtype)
-    by_task = (binary_contestants if binary else contestants)(device)
+    by_kind = {"": contestants, "binary": binary_contestants, "slice": slice_contestants}
+    by_task = by_kind[kind](device)
     calls = [(task, who, call) for task, by in by_task.items() for who, call in by.items()]
     times: dict[tuple[str, str], list[float]] = {}
     peaks: dict[tuple[str, str], int] = {}
@@ -221,13 +248,14 @@ def report(folder: Path, device: str, repetitions: int) -> list[str]:
     shapes = DRY_SHAPES if dry else SHAPES
     plotted = [shape for shape in shapes if dry or shape[0] >= FEWEST_ROWS]
     cases = [
-        *((shape, False) for shape in shapes),
-        (DRY_BINARY_SHAPE if dry else BINARY_SHAPE, True),
+        *((shape, "") for shape in shapes),
+        (DRY_BINARY_SHAPE if dry else BINARY_SHAPE, "binary"),
+        *((shape, "slice") for shape in (DRY_SLICE_SHAPES if dry else SLICE_SHAPES)),
     ]
     for dtype in (torch.float32,) if dry else (torch.bfloat16, torch.float32):
-        for shape, binary in cases:
+        for shape, kind in cases:
             size = shape[0] * shape[1] * dtype.itemsize
-            results = measure(clock, device, dtype, shape, repetitions, binary)
+            results = measure(clock, device, dtype, shape, repetitions, kind)
             own = {task: seconds for task, who, seconds, _ in results if who == "fastce"}
             for task, who, seconds, peak in results:
                 moved = size * MOVED[task]
@@ -287,13 +315,19 @@ def main() -> int:
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device; --dry-run needs none")
     if device == "cuda" and not options.no_tests:
-        names = ("cuda_device", "cuda_binary", "torch_cuda_device", "jax_cuda_device")
+        names = (
+            "cuda_device", "cuda_binary", "cuda_shards", "torch_cuda_device", "jax_cuda_device"
+        )  # fmt: skip
         files = [f"tests/test_{name}.py" for name in names]
         tests = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", *files]
         if status := subprocess.run(tests, check=False).returncode:
             return status
     lines = report(options.output, device, 3 if options.dry_run else REPETITIONS)
     lines += ["", *jax_report(options.dry_run)]
+    if options.dry_run or torch.distributed.is_nccl_available():
+        from benchmarks.integrations import gpu_ranks
+
+        lines += gpu_ranks.report(options.dry_run)
     (options.output / "gpu_report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return 0
 

@@ -19,8 +19,9 @@ import numpy.typing as npt
 from fastce import cpu
 from fastce._arguments import AnyArray, Upstream
 from fastce._blas import multiply
+from fastce._call import inverse
 from fastce._head import Head, Products, Rows
-from fastce.losses import cross_entropy_and_grad, inverse
+from fastce.losses import cross_entropy_and_grad
 
 # Of x, weight and bias; None for zeros.
 Direction = tuple[AnyArray | None, AnyArray | None, AnyArray | None]

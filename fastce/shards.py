@@ -14,8 +14,9 @@ For a row z, the slices A of its classes, m_A = max of z in A::
     rest   = sum_A (exp(m_A - m) * (rest_A + 1)) - 1         without the subtraction: as a sum
     loss   = (m - z_y) + log1p(rest)
 
-The sums that merge are kept as integers, multiples of fixed powers of two [1]_, which makes merging
-exact, hence associative and commutative.
+Arrays on a CUDA device go to `fastce.cuda.shards`, with shorter records that merge in an order.
+On the CPU the sums that merge are kept as integers, multiples of fixed powers of two [1]_, which
+makes merging exact, hence associative and commutative.
 
 References
 ----------
@@ -42,6 +43,7 @@ Examples
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +53,7 @@ from fastce import _arguments as arguments
 from fastce import _outputs as outputs
 from fastce._arguments import AnyArray, Reduction
 from fastce._call import Call, inverse
+from fastce._devices import on_device
 from fastce.cpu import calls
 from fastce.cpu import shards as kernels
 from fastce.cpu.layout import blocks, writable
@@ -71,10 +74,14 @@ class Terms(NamedTuple):
     entropy: bool
 
     @property
+    def labelled(self) -> bool:
+        """Whether the labels lay something on every class."""
+        return not self.hard or self.label_smoothing > 0.0
+
+    @property
     def record_size(self) -> int:
-        """Numbers per row; more where the labels lay something on every class."""
-        plain = self.hard and self.label_smoothing == 0.0
-        size = kernels.PLAIN if plain else kernels.PLAIN + kernels.LABELS
+        """Numbers per row."""
+        size = kernels.PLAIN + kernels.LABELS if self.labelled else kernels.PLAIN
         return size + kernels.ENTROPY if self.entropy else size
 
 
@@ -116,11 +123,11 @@ class ShardedLoss(NamedTuple):
     Attributes
     ----------
     loss : numpy.float64 or numpy.float32, or numpy.ndarray
-        As from `fastce.cross_entropy`.
+        As from `fastce.cross_entropy`; on a CUDA device arrays there, like all that follows.
     lse : numpy.ndarray
         logsumexp of each row; 0 where ignored. Typed like the loss.
     predicted : numpy.ndarray of int64
-        First class with the largest logit; -1 where ignored.
+        First class with the largest logit; -1 where ignored. None on a CUDA device.
     total_weight : float
         What "mean" divides by, without `normalizer`.
     entropy : numpy.ndarray or None
@@ -129,10 +136,10 @@ class ShardedLoss(NamedTuple):
     """
 
     loss: Any
-    lse: AnyArray
-    predicted: npt.NDArray[np.int64]
-    total_weight: float
-    entropy: AnyArray | None
+    lse: Any
+    predicted: Any
+    total_weight: Any
+    entropy: Any
 
 
 class _Slice:
@@ -149,12 +156,7 @@ class _Slice:
         )
         self.axis, self.rows, self.count, self.dtype = fit.axis, fit.rows, fit.row_count, fit.dtype
         self.size = fit.classes
-        self.offset = arguments.integer("class_offset", class_offset)
-        if not 0 <= self.offset <= classes - self.size:
-            raise ValueError(
-                f"class_offset: expected a slice of {self.size} classes to lie in [0, {classes}), "
-                f"got {self.offset}"
-            )
+        self.offset = first_class(class_offset, self.size, classes)
         self.weight = arguments.class_weight("weight", weight, self.size, z.dtype)
         self.hard: npt.NDArray[np.int64] | None = None
         self.soft: AnyArray | None = None
@@ -173,6 +175,54 @@ class _Slice:
         return 1.0 - terms.label_smoothing, spread, self.weight if everywhere else None
 
 
+def first_class(class_offset: int, size: int, classes: int) -> int:
+    """Check the place of a slice among all classes."""
+    offset = arguments.integer("class_offset", class_offset)
+    if not 0 <= offset <= classes - size:
+        raise ValueError(
+            f"class_offset: expected a slice of {size} classes to lie in [0, {classes}), "
+            f"got {offset}"
+        )
+    return offset
+
+
+def check_total(total: Any, rows: tuple[int, ...], dtype: np.dtype[Any], hard: bool) -> None:
+    """Refuse a partial of other rows, dtype or kind of labels."""
+    terms = total.terms
+    if (rows, dtype, hard) != (total.rows, terms.dtype, terms.hard):
+        raise ValueError(
+            f"total: expected rows {rows}, {dtype} and {'integer' if hard else 'soft'} targets, "
+            f"got {total.rows}, {terms.dtype} and {'integer' if terms.hard else 'soft'} targets"
+        )
+
+
+def check_covered(total: Any) -> None:
+    """Refuse what is not all classes."""
+    if total.covered != total.terms.classes:
+        raise ValueError(
+            f"total: expected partials of all {total.terms.classes} classes merged, "
+            f"got {total.covered} of them"
+        )
+
+
+def check_alike(first: Any, others: Iterable[Any]) -> None:
+    """Refuse partials of other rows or options, and of more classes than there can be."""
+    covered = first.covered
+    for other in others:
+        for name in ("rows", "terms"):
+            if getattr(other, name) != getattr(first, name):
+                raise ValueError(
+                    f"partials: expected the same {name}, got {getattr(first, name)} and "
+                    f"{getattr(other, name)}"
+                )
+        covered += other.covered
+    if covered > first.terms.classes:
+        raise ValueError(
+            f"partials: expected slices without common classes, got {covered} of "
+            f"{first.terms.classes} classes"
+        )
+
+
 class GradientCall:
     """One checked call of `grad`; `total` may still lack classes."""
 
@@ -188,13 +238,7 @@ class GradientCall:
         self.part = part = _Slice(
             logits, targets, axis, weight, class_offset, terms.classes, terms.ignore_index
         )
-        got = (part.rows, np.dtype(part.dtype), part.hard is not None)
-        if got != (total.rows, terms.dtype, terms.hard):
-            raise ValueError(
-                f"total: expected rows {part.rows}, {got[1]} and "
-                f"{'integer' if got[2] else 'soft'} targets, got {total.rows}, {terms.dtype} and "
-                f"{'integer' if terms.hard else 'soft'} targets"
-            )
+        check_total(total, part.rows, np.dtype(part.dtype), part.hard is not None)
         self.upstream = arguments.upstream(grad_output, part.rows, reduction)
         self.out = outputs.gradient(
             out, part.logits, targets=part.soft if part.hard is None else part.hard,
@@ -265,6 +309,13 @@ def partial(
     >>> part.records.shape, part.covered
     ((3, 8), 3)
     """
+    if on_device(logits):
+        if entropy:
+            raise NotImplementedError("entropy: expected False for arrays on a device, got True")
+        return _on_device().partial(  # type: ignore[no-any-return]
+            logits, targets, class_offset=class_offset, classes=classes, axis=axis, weight=weight,
+            ignore_index=ignore_index, label_smoothing=label_smoothing, softcap=softcap,
+        )  # fmt: skip
     classes = arguments.integer("classes", classes)
     options = arguments.options(ignore_index, label_smoothing, 0.0, softcap, "none", None)
     part = _Slice(logits, targets, axis, weight, class_offset, classes, options.ignore_index)
@@ -332,20 +383,12 @@ def merge(first: Partial, *others: Partial) -> Partial:
     >>> one.records.tobytes() == other.records.tobytes()
     True
     """
+    if on_device(first.records):
+        return _on_device().merge(first, *others)  # type: ignore[no-any-return]
+    check_alike(first, others)
     total = Partial(first.records.copy(), first.rows, first.terms)
     for other in others:
-        for name in ("rows", "terms"):
-            if getattr(other, name) != getattr(first, name):
-                raise ValueError(
-                    f"partials: expected the same {name}, got {getattr(first, name)} and "
-                    f"{getattr(other, name)}"
-                )
         merge_records(total.records, other.records, first.terms.dtype)
-    if total.covered > first.terms.classes:
-        raise ValueError(
-            f"partials: expected slices without common classes, got {total.covered} of "
-            f"{first.terms.classes} classes"
-        )
     return total
 
 
@@ -424,6 +467,10 @@ def finish(
     >>> print(f"{shards.finish(total).entropy[0]:.4e}")
     1.7418e-16
     """
+    if on_device(total.records):
+        return _on_device().finish(  # type: ignore[no-any-return]
+            total, z_loss=z_loss, reduction=reduction, normalizer=normalizer
+        )
     terms = total.terms
     options = arguments.options(
         terms.ignore_index, terms.label_smoothing, z_loss, terms.softcap, reduction, normalizer
@@ -495,11 +542,7 @@ def _finished(
 
 def weighed(total: Partial) -> Sums:
     """Weights and number of rows; refuses what is not all classes."""
-    if total.covered != total.terms.classes:
-        raise ValueError(
-            f"total: expected partials of all {total.terms.classes} classes merged, "
-            f"got {total.covered} of them"
-        )
+    check_covered(total)
     count, weight = kernels.totals(total.records[:-1])
     return Sums(0.0, 0.0, weight if total.terms.hard else float(count), float(count))
 
@@ -552,6 +595,12 @@ def grad(
     >>> shards.grad(z[:, 1:], [2], shards.merge(*parts), class_offset=1).round(4)
     array([[ 0.2447, -0.3348]])
     """
+    if on_device(logits):
+        return _on_device().grad(  # type: ignore[no-any-return]
+            logits, targets, total, class_offset=class_offset, axis=axis, weight=weight,
+            z_loss=z_loss, reduction=reduction, normalizer=normalizer, grad_output=grad_output,
+            out=out,
+        )  # fmt: skip
     call = GradientCall(
         logits, targets, total, class_offset, axis, weight, z_loss, reduction, normalizer,
         grad_output, out,
@@ -581,3 +630,10 @@ def grad(
 def _some(array: AnyArray | None, rows: slice) -> AnyArray | None:
     """Some rows of a per-row array, as kernels take it."""
     return None if array is None else writable(array[rows])
+
+
+def _on_device() -> Any:
+    """The same functions for arrays on a CUDA device."""
+    from fastce.cuda import shards
+
+    return shards

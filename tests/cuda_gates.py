@@ -74,7 +74,8 @@ def faults(kernel: Variant | Elements, registers: int, found: Gate) -> list[str]
         wrong.append(f"{found.loads} loads of 16 bytes, fewer than {kernel.vectors}")
     if (kernel.regime == "tile" or kernel.beyond == "shared") and not found.copies:
         wrong.append("no copies of 16 bytes")
-    if kernel.task == "gradient" and kernel.regime != "strided" and not found.stores:
+    writes = kernel.task in ("gradient", "slice_gradient")
+    if writes and kernel.regime != "strided" and not found.stores:
         wrong.append("no stores of 16 bytes")
     if kernel.dtype != "float64" and not found.ex2:
         wrong.append("no ex2")
@@ -108,26 +109,30 @@ def everything() -> Iterator[tuple[str, Variant | Elements, int, Capability]]:
             for task in ("gradient", "loss"):
                 for option, flags in ELEMENTS.items():
                     for labels in (dtype, "bool"):
-                        line = f"{name:7}{dtype:9} {task:9}{f'binary {labels}':26}{option:10}"
+                        line = f"{name:7}{dtype:9} {task:15}{f'binary {labels}':26}{option:10}"
                         kernel = Elements(dtype, task, labels, **flags)
                         yield line, kernel, kernel.registers, capability
             for regime, runs in REGIMES.items():
-                for task in ("gradient", "loss", "stats"):
+                for task in ("gradient", "loss", "stats", "partial", "slice_gradient"):
                     for option, given in OPTIONS.items():
-                        if option and task != "gradient":
+                        if option and task in ("loss", "stats"):
                             continue
                         if runs.regime == "row" and runs not in (OPTION_ROWS if option else ROWS):
                             continue
+                        if task == "slice_gradient" and (
+                            runs.beyond or runs.threads > plan.STREAMING
+                        ):
+                            continue
                         kernel = variant(dtype, task, runs, **given)
                         if exists(kernel, capability):
-                            line = f"{name:7}{dtype:9} {task:9}{regime:26}{option:10}"
+                            line = f"{name:7}{dtype:9} {task:15}{regime:26}{option:10}"
                             yield line, kernel, runs.registers, capability
 
 
 def main(words: list[str]) -> int:
     """Print the table; the status is the number of kernels with faults."""
     bad = 0
-    print(f"{'':61}registers of spills LDG.128 LDGSTS.128 STG.128 EX2 instructions")
+    print(f"{'':67}registers of spills LDG.128 LDGSTS.128 STG.128 EX2 instructions")
     for line, kernel, registers, capability in everything():
         if not all(word in line.split() for word in words):
             continue

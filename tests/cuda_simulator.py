@@ -3,6 +3,7 @@
 To be imported before anything of numba, in a process with NUMBA_ENABLE_CUDASIM=1.
 """
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,16 @@ def forget_arrays() -> None:
 def to_device(host: Any) -> DeviceArray:
     """The array itself: simulated kernels take addresses of the host."""
     return DeviceArray(host)
+
+
+def take_tensors_for_its_own(patches: Any) -> None:
+    """Tensors of the CPU lie on the device, whatever torch thinks; their memory is not watched."""
+    import torch
+
+    patches.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
+    patches.setattr(torch.Tensor, "is_cpu", property(lambda tensor: False))
+    patches.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
+    patches.setattr(simulated, "memory", None)
 
 
 def to_host(array: DeviceArray) -> Any:

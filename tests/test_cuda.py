@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 import fastce
+from fastce import shards
 from fastce._devices import on_device
 
 CUDA = importlib.util.find_spec("numba_cuda") is not None
@@ -37,7 +38,8 @@ class Elsewhere:
 
 
 _SIMULATED = (
-    "cuda_device", "cuda_binary", "cuda_dlpack", "torch_cuda_device", "jax_cuda_device"
+    "cuda_device", "cuda_binary", "cuda_dlpack", "cuda_shards", "torch_cuda_device",
+    "jax_cuda_device",
 )  # fmt: skip
 
 
@@ -91,6 +93,7 @@ def test_arrays_that_have_nothing_but_dlpack(device, on):
         fastce.softmax,
         fastce.log_softmax,
         fastce.logsumexp,
+        lambda z: shards.partial(z, z, class_offset=0, classes=4),
         lambda z: fastce.binary_cross_entropy(z, z),
         lambda z: fastce.binary_cross_entropy_and_grad(z, z),
     ],
@@ -399,7 +402,7 @@ def test_the_table_of_launches():
         plan.ITEM_SIZE.items(), many, (1, 8, 50, 5000), (h100, a100), (False, True)
     )
     for (dtype, size), classes, rows, limits, spread in cases:
-        kernel, grid, shared, cluster = plan.choose(
+        kernel, grid, shared, cluster, _ = plan.choose(
             dtype, "gradient", rows, classes, side_by_side=True, packed=True, limits=limits,
             spread=spread,
         )  # fmt: skip
@@ -421,6 +424,30 @@ def test_the_table_of_launches():
         assert kernel.beyond == "memory" or held >= part * size - 15
         lines = plan.OPTION_ROWS if spread else plan.ROWS
         assert kernel in [plan.variant(dtype, "gradient", runs, spread=spread) for runs in lines]
+
+
+@needs_numba_cuda
+def test_the_gradient_of_a_slice_is_divided_among_blocks_that_hold_it():
+    """No row is read twice, whatever its length, and no block has to meet another."""
+    from fastce.cuda import plan
+
+    limits = plan.Limits(232_448, 233_472, 132, 16)
+    many = [*range(1, 2000, 7), 32_000, 50_257, 128_256, 1_000_000, 3_000_000]
+    for (dtype, size), classes, rows, spread in itertools.product(
+        plan.ITEM_SIZE.items(), many, (1, 50, 5000), (False, True)
+    ):
+        kernel, grid, _, cluster, parts = plan.choose(
+            dtype, "slice_gradient", rows, classes, side_by_side=True, packed=False,
+            limits=limits, spread=spread,
+        )  # fmt: skip
+        assert (kernel.beyond, kernel.clustered, cluster) == ("", False, 1)
+        assert grid * (kernel.block // kernel.threads) >= rows * parts
+        assert parts == 1 or kernel.threads == kernel.block
+        width = 16 // size
+        part = -(-classes // (width * parts)) * width  # as the kernel has it
+        assert part * parts >= classes
+        assert part // width <= kernel.threads * kernel.vectors
+        assert kernel.blocks >= 4
 
 
 @needs_numba_cuda

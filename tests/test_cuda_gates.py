@@ -11,6 +11,7 @@ import pytest
 if importlib.util.find_spec("numba_cuda") is None:
     pytest.skip("numba-cuda is not installed", allow_module_level=True)
 
+from fastce.cuda.kernels import OfRecords
 from fastce.cuda.plan import Elements, variant
 from tests.cuda_gates import REGIMES, faults, gate
 
@@ -26,6 +27,9 @@ KERNELS = [
     ("bfloat16", "gradient", "512 x 2 shared cluster", {}, (9, 0)),
     ("float32", "gradient", "1024 x 1 shared cluster", {"spread": True}, (10, 0)),
     ("float16", "loss", "1024 x 2 memory cluster", {}, (9, 0)),
+    ("bfloat16", "partial", "512 x 2 shared cluster", {}, (9, 0)),
+    ("float32", "slice_gradient", "256 x 4", {}, (10, 0)),
+    ("bfloat16", "slice_gradient", "256 x 2", {"spread": True, "soft": "float32"}, (8, 0)),
 ]  # fmt: skip
 
 
@@ -50,6 +54,15 @@ def test_kernel_over_elements(kernel, capability):
     found = gate(kernel, capability)
     print(kernel, found)
     assert faults(kernel, kernel.registers, found) == []
+
+
+@pytest.mark.parametrize("name", ["merge", "finish", "total", "settle"])
+def test_kernel_over_records(name):
+    kernel = OfRecords(name, labelled=True)
+    found = gate(kernel, (9, 0))
+    print(kernel, found)
+    assert found.spills == 0
+    assert found.registers <= 128
 
 
 def test_device_functions_in_kernels_of_ones_own():

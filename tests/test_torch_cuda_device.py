@@ -8,7 +8,6 @@ import contextlib
 import itertools
 import os
 import re
-from types import SimpleNamespace
 
 import pytest
 
@@ -20,11 +19,10 @@ if not SIMULATED and not torch.cuda.is_available():
     pytest.skip("there is no CUDA device", allow_module_level=True)
 
 if SIMULATED:
-    import tests.cuda_simulator  # noqa: F401 (small launch parameters)
+    from tests.cuda_simulator import take_tensors_for_its_own
 
 import fastce.torch as ft  # noqa: E402
 from fastce import cuda  # noqa: E402
-from fastce.cuda import simulated  # noqa: E402
 from tests.test_torch import OPTIONS, as_array, as_tensor, problem  # noqa: E402
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -32,14 +30,8 @@ FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 @pytest.fixture(autouse=True)
 def _device(monkeypatch):
-    """Tensors that lie on the device, whatever torch thinks; nothing is known of their memory."""
     if SIMULATED:
-        monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
-        monkeypatch.setattr(torch.Tensor, "is_cpu", property(lambda tensor: False))
-        monkeypatch.setattr(
-            torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0)
-        )
-        monkeypatch.setattr(simulated, "memory", None)
+        take_tensors_for_its_own(monkeypatch)
 
 
 def place(value):

@@ -1,5 +1,6 @@
 """`fastce.torch.distributed` with gloo: the results of one process, and no rank left waiting."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -14,11 +15,10 @@ ROOT = Path(__file__).parents[1]
 SECONDS = 500
 
 
-@pytest.mark.parametrize("program", ["distributed", "dtensor"])
-def test_on_1_2_and_4_ranks(program):
+def run(program, sizes, **environment):
     process = subprocess.Popen(
-        [sys.executable, "-m", f"tests.torch_{program}_program", "1", "2", "4"],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+        [sys.executable, "-m", f"tests.torch_{program}_program", *map(str, sizes)],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)} | environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
@@ -27,11 +27,23 @@ def test_on_1_2_and_4_ranks(program):
         os.killpg(process.pid, signal.SIGKILL)
         raise
     assert process.returncode == 0, output
-    assert all(f"{size} ranks: all well" in output for size in (1, 2, 4))
+    assert all(f"{size} ranks: all well" in output for size in sizes)
+
+
+@pytest.mark.parametrize("program", ["distributed", "dtensor"])
+def test_on_1_2_and_4_ranks(program):
+    run(program, (1, 2, 4))
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda is not installed"
+)
+def test_tensors_on_simulated_devices():
+    run("cuda", (2, 4), NUMBA_ENABLE_CUDASIM="1")
 
 
 def test_a_group_for_devices_alone(monkeypatch):
-    """What is exchanged is on the CPU, and nobody waits to find that out."""
+    """What is exchanged of tensors on the CPU is there, and nobody waits to find that out."""
     from fastce.torch.distributed import data_parallel_cross_entropy
 
     monkeypatch.setattr(torch.distributed, "get_backend_config", lambda group: "cuda:nccl")

@@ -156,7 +156,7 @@ def what_is_exchanged():
         loss = data_parallel_cross_entropy(logits.requires_grad_(), labels)
         forward = len(seen)
         loss.backward()
-    assert sum(seen) == 16 * dist.get_world_size() + 32
+    assert sum(seen) == 24 * dist.get_world_size() + 32
     assert len(seen) == forward
 
 

@@ -8,6 +8,8 @@ copied, and no call waits for the device.  What differs:
 - A target that is no class makes the loss and gradient of its row NaN.  The IndexError is raised by
   `synchronize`, or by a later call that finds it noted.
 - A reduced loss is an array without axes, not a number, and so is `total_weight`.
+
+`fastce.cuda.shards` has those of `fastce.shards`.
 """
 
 import importlib.util

@@ -11,7 +11,7 @@ from fastce._arguments import Options
 from fastce.cuda import plan
 from fastce.cuda.arrays import Array, float_array, in_row_order, new
 from fastce.cuda.formats import CODES
-from fastce.cuda.kernels import Sum
+from fastce.cuda.kernels import OfRecords, Sum
 from fastce.cuda.layout import row_blocks
 
 if config.ENABLE_CUDASIM:
@@ -47,6 +47,14 @@ class Results(NamedTuple):
     predicted: Array | None = None
 
 
+class Slice(NamedTuple):
+    """Of rows of which only some classes are at hand: records, the first class, all classes."""
+
+    records: Array
+    class_offset: int
+    classes: int
+
+
 class Factor(NamedTuple):
     """A number, times an array spread over the elements if there is one."""
 
@@ -78,6 +86,11 @@ def raise_noted(ordinal: int) -> None:
         return
     _, row, value, classes, number = note
     note[0] = 0
+    if row < 0:
+        raise IndexError(
+            f"targets: expected integers in [0, {classes}) or ignore_index wherever a part of the "
+            "logits is, got something else elsewhere"
+        )
     shape = next((shape for shape, known in _shapes.items() if known == number), (row + 1,))
     index = []
     for size in reversed(shape):
@@ -143,14 +156,15 @@ def rows(
     task: str, axis: int, z: Array, *, out: Array | None = None, targets: Array | None = None,
     soft: Array | None = None, weight: Array | None = None, options: Options | None = None,
     upstream: Array | None = None, scales: int = 0, nll_scale: float = 1.0, z_scale: float = 1.0,
-    results: Results | None = None, launch: Callable[..., None] | None = None,
+    results: Results | None = None, part: Slice | None = None,
+    launch: Callable[..., None] | None = None,
 ) -> None:  # fmt: skip
     """Launch what computes `task` for every row, by `launch` if not as the device does."""
     options, results = options or Options(), results or Results()
     device, classes = _device(z), z.shape[axis]
     if classes > _MOST_CLASSES:
         raise ValueError(f"logits: expected at most {_MOST_CLASSES} classes, got {classes}")
-    spread = options.label_smoothing / classes
+    spread = options.label_smoothing / (classes if part is None else part.classes)
     present = [a for a in (z, out, soft) if a is not None]
     upstream_step = 0 if upstream is None or not upstream.shape else upstream.itemsize
     for block in row_blocks(axis, z.shape, [a.strides for a in present]):
@@ -165,8 +179,8 @@ def rows(
         chosen = device.possible(
             z.dtype.name, task, block.rows, classes, packed=packed,
             side_by_side=classes == 1 or all(p[3] == z.itemsize for p in where[:2] if p[0]),
-            spread=soft is not None or spread > 0, soft=soft.dtype.name if soft else "",
-            capped=options.softcap is not None,
+            spread=soft is not None or options.label_smoothing > 0,
+            soft=soft.dtype.name if soft else "", capped=options.softcap is not None,
         )  # fmt: skip
         integers = (
             *where[0], *where[1], block.rows, block.inner, classes,
@@ -174,7 +188,7 @@ def rows(
             _int64(options.ignore_index), *where[2], address(weight),
             address(upstream) + first * upstream_step, upstream_step,
             CODES[upstream.dtype.name] if upstream else 0, scales,
-            *(_row(result, first) for result in results),
+            *(_row(result, first) for result in results), *_of_slice(part, first), chosen.parts,
         )  # fmt: skip
         floats = (
             1.0 - options.label_smoothing, spread, options.z_loss, options.softcap or 1.0,
@@ -203,6 +217,15 @@ def reduce(
     name = "losses" if losses.dtype.name == dtype else "parts"
     _sum(device, name, dtype == "float64", parts, losses.stream, integers, divide)
     return loss.result
+
+
+def of_records(
+    name: str, like: Array, blocks: int, integers: tuple[int, ...], floats: tuple[float, ...] = (),
+    *, labelled: bool = False, double: bool = False,
+) -> None:  # fmt: skip
+    """Launch a kernel of `records`."""
+    kernel = OfRecords(name, labelled, double)
+    _device(like).launch(kernel, blocks, _SUM_SHARED, like.stream, integers, floats)
 
 
 def elements(
@@ -272,6 +295,13 @@ def _sum(
 
 def _device(array: Array) -> Any:
     return device(array.device)
+
+
+def _of_slice(part: Slice | None, first: int) -> tuple[int, int, int]:
+    if part is None:
+        return 0, 0, 0
+    records, class_offset, classes = part
+    return records.address + first * records.strides[0], class_offset, classes
 
 
 def _row(array: Array | None, first: int) -> int:

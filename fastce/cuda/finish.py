@@ -16,8 +16,8 @@ from fastce.cuda.plan import Variant
 from fastce.cuda.rows import cross_entropy, gradient_scale, log1p, target_gradient, weighted_gap
 
 # What stands for the target class of a row whose labels are soft, which is ignored, whose target
-# is not a class.
-SOFT, IGNORED, BAD = np.int32(-1), np.int32(-2), np.int32(-3)
+# is not a class, or is one that lies in another slice of the classes.
+SOFT, IGNORED, BAD, ELSEWHERE = np.int32(-1), np.int32(-2), np.int32(-3), np.int32(-4)
 
 # Arguments of every kernel over rows, in order: 64-bit integers, then float64.
 INTEGERS = (
@@ -26,6 +26,7 @@ INTEGERS = (
     "soft", "soft_outer", "soft_inner", "soft_class", "weight",
     "upstream", "upstream_step", "upstream_code", "scales",
     "losses", "z_terms", "lse", "entropy", "predicted",
+    "records", "class_offset", "all_classes", "parts",
 )  # fmt: skip
 FLOATS = ("keep", "spread", "z_loss", "cap", "nll_scale", "z_scale")
 
@@ -60,6 +61,15 @@ class Sums(NamedTuple):
     first: Any
 
 
+class Target(NamedTuple):
+    """The target of a row: its class or what stands for one, its capped logit, weight, slope."""
+
+    y: Any
+    z: float
+    weight: float  # 0 unless y is a class
+    slope: float  # of the cap
+
+
 class Finished(NamedTuple):
     """Numbers of a row, and its gradient: factor * exp(z_j - m) * 2**power - of_labels * u_j."""
 
@@ -87,6 +97,60 @@ def target_class(targets, code, row, classes, ignore):
     if y < 0 or y >= classes:
         return BAD
     return np.int32(y)
+
+
+@device
+def place_in_slice(y, class_offset, classes):
+    """Where in a slice of the classes a target class is."""
+    place = np.int64(y) - class_offset
+    if y < 0:
+        return y
+    if place < 0 or place >= classes:
+        return ELSEWHERE
+    return np.int32(place)
+
+
+@device
+def finish_row(row, m, rest, sums, target, classes, labels, z_loss, upstream):
+    """Everything about a row, in float64; `labels.kept` is also the share that a target class has.
+
+    Without labels on other classes `sums` are zero.
+    """
+    lse = m + log1p(rest)
+    if abs(m) == np.inf:
+        lse = m
+    t = labels.kept * target.weight
+    u_y = labels.spread * target.weight
+    nll = cross_entropy(m, rest, target.z, t, sums.gap, sums.mass)
+    z_term = 0.0
+    if z_loss != 0.0:
+        z_term = z_loss * lse * lse
+    of_labels = upstream.nll_scale
+    of_z = upstream.z_scale
+    if upstream.scales != 0:
+        of_labels = of_labels * _load_f64(upstream.scales)
+        of_z = of_z * _load_f64(upstream.scales + 8)
+    if upstream.rows != 0:
+        up = number(upstream.rows + row * upstream.step, upstream.code, _ONE)
+        of_labels = of_labels * up
+        of_z = of_z * up
+    a = of_labels * (t + sums.mass)
+    if z_loss != 0.0:
+        a = a + 2.0 * of_z * z_loss * lse
+    elif classes == 1 and rest == 0.0:
+        a = 0.0  # one class: the gradient is exactly zero
+        of_labels = 0.0
+    b = of_labels * (t + u_y)
+    at_target = target_gradient(m, rest, target.z, a, b) * target.slope
+    if target.y == BAD:
+        nll = np.nan
+        a = np.nan
+    if target.y == IGNORED:
+        nll = 0.0
+        z_term = 0.0
+        lse = 0.0
+    factor, power = gradient_scale(m, rest, a)
+    return Finished(nll, z_term, lse, factor, power, of_labels, at_target)
 
 
 def labelling(variant: Variant) -> SimpleNamespace:
@@ -146,46 +210,6 @@ def labelling(variant: Variant) -> SimpleNamespace:
                 first = min(first, np.int64(j))
         return Sums(gap, mass, surprise, first)
 
-    @device
-    def finish_row(row, m, rest, sums, y, z_y, slope, classes, labels, keep, z_loss, upstream):
-        """Everything about a row, in float64."""
-        lse = m + log1p(rest)
-        if abs(m) == np.inf:
-            lse = m
-        t = 0.0
-        u_y = 0.0
-        if y >= 0:
-            w = np.float64(class_weight(labels.weight, y))
-            t = keep * w
-            u_y = labels.spread * w
-        nll = cross_entropy(m, rest, z_y, t, sums.gap, sums.mass)
-        z_term = 0.0
-        if z_loss != 0.0:
-            z_term = z_loss * lse * lse
-        of_labels = upstream.nll_scale
-        of_z = upstream.z_scale
-        if upstream.scales != 0:
-            of_labels = of_labels * _load_f64(upstream.scales)
-            of_z = of_z * _load_f64(upstream.scales + 8)
-        if upstream.rows != 0:
-            up = number(upstream.rows + row * upstream.step, upstream.code, _ONE)
-            of_labels = of_labels * up
-            of_z = of_z * up
-        a = of_labels * (t + sums.mass)
-        if z_loss != 0.0:
-            a = a + 2.0 * of_z * z_loss * lse
-        elif classes == 1 and rest == 0.0:
-            a = 0.0  # one class: the gradient is exactly zero
-            of_labels = 0.0
-        at_target = target_gradient(m, rest, z_y, a, of_labels * (t + u_y)) * slope
-        if y == BAD:
-            nll = np.nan
-            a = np.nan
-        if y == IGNORED:
-            nll = 0.0
-            z_term = 0.0
-            lse = 0.0
-        factor, power = gradient_scale(m, rest, a)
-        return Finished(nll, z_term, lse, factor, power, of_labels, at_target)
-
-    return SimpleNamespace(labels_from=labels_from, label=label, weigh=weigh, finish_row=finish_row)
+    return SimpleNamespace(
+        class_weight=class_weight, labels_from=labels_from, label=label, weigh=weigh
+    )

@@ -33,7 +33,15 @@ class Sum(NamedTuple):
     last: bool = False
 
 
-Kernel = Variant | Elements | Sum
+class OfRecords(NamedTuple):
+    """A kernel of `records`: merges them, finishes rows, adds up their sums, settles these."""
+
+    name: str
+    labelled: bool = False
+    double: bool = False
+
+
+Kernel = Variant | Elements | Sum | OfRecords
 
 
 class Source(NamedTuple):
@@ -56,7 +64,7 @@ class Code(NamedTuple):
 @functools.cache
 def source(kernel: Kernel) -> Source:
     """What a kernel is compiled from."""
-    from fastce.cuda import elements, loops, sums
+    from fastce.cuda import elements, loops, records, sums
 
     if isinstance(kernel, Variant):
         maker = loops.row_kernel if kernel.regime == "row" else loops.thread_kernel
@@ -65,6 +73,13 @@ def source(kernel: Kernel) -> Source:
         return Source(
             elements.kernel_of(kernel), len(elements.INTEGERS), len(elements.FLOATS),
             plan.ELEMENT_THREADS, kernel.blocks,
+        )  # fmt: skip
+    if isinstance(kernel, OfRecords):
+        maker = getattr(records, f"{kernel.name}_kernel")
+        integers, floats = records.ARGUMENTS[kernel.name]
+        return Source(
+            maker(kernel.labelled, kernel.double, plan.SUM_THREADS), len(integers), len(floats),
+            plan.SUM_THREADS, 1,
         )  # fmt: skip
     made = {
         "targets": sums.targets_kernel, "losses": sums.losses_kernel, "parts": sums.parts_kernel,
@@ -124,7 +139,7 @@ def code(kernel: Kernel, capability: Capability) -> Code:
 
 def name_of(kernel: Kernel) -> str:
     """A short name for people."""
-    if isinstance(kernel, Sum):
+    if isinstance(kernel, Sum | OfRecords):
         return kernel.name
     if isinstance(kernel, Elements):
         return f"binary-{kernel.task}-{kernel.dtype}"

@@ -5,9 +5,12 @@ layout or of few classes.
 
 A warp or block does everything in one read and at most one write, as long as the row fits into its
 registers and shared memory; of longer rows what lies beyond is read again, from the L2 cache where
-it holds it.  A thread reads its row three times: from shared memory, into which its block copies a
-tile of short rows and out of which it copies the results; or else from memory, where neighbours
-read side by side if the class axis is not the last, so that two of the three come from the cache.
+it holds it.  The gradient of a slice whose statistics are known needs nothing of the rest of its
+row: there a long row is divided among blocks that never meet.
+
+A thread reads its row three times: from shared memory, into which its block copies a tile of short
+rows and out of which it copies the results; or else from memory, where neighbours read side by side
+if the class axis is not the last, so that two of the three come from the cache.
 """
 
 from typing import Any
@@ -17,7 +20,6 @@ from numba import cuda
 
 from fastce.cuda import machine
 from fastce.cuda.finish import (
-    BAD,
     FLOATS,
     IGNORED,
     INTEGERS,
@@ -25,6 +27,7 @@ from fastce.cuda.finish import (
     Sums,
     Upstream,
     labelling,
+    place_in_slice,
     target_class,
 )
 from fastce.cuda.formats import FORMATS
@@ -38,21 +41,20 @@ from fastce.cuda.machine import (
     cluster_size,
     copy_async,
     quotient,
-    reciprocal,
     thread,
     wait_for_copies,
 )
 from fastce.cuda.parts import Coefficients, elements, runs
 from fastce.cuda.plan import TARGET, ZERO, Variant
-from fastce.cuda.rows import cap_slope, capped, gradient_scale, log1p, reference, top_two
+from fastce.cuda.records import STATE, Known, accessors, target_of
+from fastce.cuda.reports import OF_SLICES, TARGETED, WRITING, row_reports
+from fastce.cuda.rows import capped, reference, top_two
 
 _MINUS_INF = np.float32(-np.inf)
-_store_i64 = machine.store["i64"]
+_load_f64 = machine.load["f64"]
 _shared_f64, _put_f64 = machine.shared_load["f64"], machine.shared_store["f64"]
 
 SIGNATURE = (len(INTEGERS), len(FLOATS))
-_TARGETED = ("loss", "gradient", "stats")
-_WRITING = ("gradient", "softmax", "log_softmax")
 
 
 @machine.device
@@ -64,60 +66,8 @@ def row_offset(row, inner, outer_stride, inner_stride):
     return outer * outer_stride + (row - outer * inner) * inner_stride
 
 
-def row_reports(variant: Variant) -> Any:
-    """Device function: the numbers of a finished row go to memory; returns its coefficients."""
-    form, task = FORMATS[variant.dtype], variant.task
-    real, loss_size = form.compute, 8 if form.size == 8 else 4
-    store = machine.store["f64" if form.size == 8 else "f32"]
-    loses, is_stats = task in _TARGETED, task == "stats"
-    is_lse, is_softmax, is_log = task == "logsumexp", task == "softmax", task == "log_softmax"
-    is_capped, finish_row = variant.capped, labelling(variant).finish_row
-
-    @machine.device
-    def report(
-        is_first, row, m, rest, sums, y, raw_y, classes, labels, upstream, keep, z_loss, cap,
-        losses, z_terms, lse_out, entropy_out, predicted,
-    ):  # fmt: skip
-        if is_log:
-            return log1p(rest), np.int64(0), 0.0, 0.0
-        if is_softmax:
-            factor, power = gradient_scale(m, rest, 1.0)
-            return factor, power, 0.0, 0.0
-        z_y = raw_y
-        slope = 1.0
-        if is_capped and y >= 0:
-            slope = np.float64(cap_slope(raw_y, cap))
-            z_y = capped(raw_y, cap)
-        done = finish_row(
-            row, m, rest, sums, y, np.float64(z_y), slope, classes, labels, keep, z_loss, upstream
-        )
-        if is_first:
-            if loses:
-                nll = done.nll
-                if z_terms != 0:
-                    store(z_terms + row * loss_size, real(done.z_term))
-                else:
-                    nll = nll + done.z_term
-                store(losses + row * loss_size, real(nll))
-            if is_stats or is_lse:
-                store(lse_out + row * loss_size, real(done.lse))
-            if is_stats:
-                uncertainty = sums.surprise * reciprocal(1.0 + rest) + log1p(rest)
-                found = sums.first
-                if y == BAD:
-                    uncertainty = np.nan
-                if y == IGNORED:
-                    uncertainty = 0.0
-                    found = np.int64(-1)
-                store(entropy_out + row * loss_size, real(uncertainty))
-                _store_i64(predicted + row * 8, found)
-        return done.factor, done.power, done.of_labels, done.at_target
-
-    return report
-
-
 def row_kernel(variant: Variant) -> Any:
-    """One warp, one block or one cluster of blocks per row."""
+    """One warp, one block, one cluster of blocks, or several blocks that never meet, per row."""
     form, run = FORMATS[variant.dtype], runs(variant)
     place, edge_of, fill = run.place, run.edge_of, run.fill
     statistics, sums_of, write = run.statistics, run.sums_of, run.write
@@ -128,12 +78,16 @@ def row_kernel(variant: Variant) -> Any:
     registers, load = variant.vectors * form.words, form.load
     several, clustered, width = threads > WARP, variant.clustered, 16 // form.size
     spread_word, hear = run.spread_word, run.hear
-    has_target, writes = variant.task in _TARGETED, variant.task in _WRITING
+    has_target, writes = variant.task in TARGETED, variant.task in WRITING
     is_soft, sums_up = bool(variant.soft), variant.spread or variant.task == "stats"
     labels_from = labelling(variant).labels_from
+    of_slice, is_known = variant.task in OF_SLICES, variant.task == "slice_gradient"
+    divided, is_capped = clustered or (is_known and several), variant.capped
+    record = accessors(variant.spread)
+    take, record_size = record.take, record.size
 
     @machine.device
-    def stand(z, z_outer, z_inner, rows, inner, classes):
+    def stand(z, z_outer, z_inner, rows, inner, classes, parts):
         """Where this thread stands; a run of the last block without a row has no classes."""
         tid = thread()
         first = np.int32(0)
@@ -142,6 +96,11 @@ def row_kernel(variant: Variant) -> Any:
             row = np.int64(cluster())
             part = width * quotient(classes + width * cluster_size() - 1, width * cluster_size())
             first = np.int32(part * cluster_rank())
+            count = max(np.int64(0), min(part, classes - first))
+        elif divided:
+            row = quotient(np.int64(block()), parts)
+            part = width * quotient(classes + width * parts - 1, width * parts)
+            first = np.int32(part * (np.int64(block()) - row * parts))
             count = max(np.int64(0), min(part, classes - first))
         else:
             row = np.int64(block()) * per_block + (tid >> thread_bits)
@@ -157,35 +116,53 @@ def row_kernel(variant: Variant) -> Any:
         soft, soft_outer, soft_inner, soft_class, weight,
         upstream, upstream_step, upstream_code, scales,
         losses, z_terms, lse_out, entropy_out, predicted,
+        records, class_offset, all_classes, parts,
         keep, spread, z_loss, cap64, nll_scale, z_scale,
     ):  # fmt: skip
         if clustered:
             cluster_arrive()
         cap = real(cap64)
-        at = stand(z, z_outer, z_inner, rows, inner, classes)
-        leads = not several or (at.lane == 0 and at.first == 0)
+        at = stand(z, z_outer, z_inner, rows, inner, classes, parts)
+        leads = not several or (at.lane == 0 and (is_known or at.first == 0))
         held = cuda.local.array(registers, word)
         spare = cuda.local.array(words, word)
         edge_z = edge_of(at)
         fill(held, at)
         y = IGNORED
         raw_y = real(0)
+        here = records + at.row * record_size
         if at.classes > 0 and leads:
-            y = target_class(targets, target_code, at.row, classes, ignore)
-            if has_target and y >= 0:
-                raw_y = load(at.address + np.int64(y) * size)
+            if of_slice:
+                y = target_class(targets, target_code, at.row, all_classes, ignore)
+                y = place_in_slice(y, class_offset, classes)
+                if is_known:
+                    y = target_of(_load_f64(here + STATE), y)
+            else:
+                y = target_class(targets, target_code, at.row, classes, ignore)
+            if has_target and y >= 0 and (is_capped or not is_known):
+                raw_y = load(at.address + np.int64(y - at.first) * size)
         if several and at.lane == 0:  # registers are scarce until the row is done with
             _put_f64(TARGET, np.float64(y))
             _put_f64(TARGET + 8, np.float64(raw_y))
             _put_f64(ZERO, 0.0)
-        m, rest = statistics(held, spare, edge_z, at, cap)
+        if is_known:
+            m = real(_load_f64(here))
+            rest = 0.0
+            if not several and is_capped:
+                barrier()  # in place, other lanes write where the target's logit has been read
+        else:
+            m, rest = statistics(held, spare, edge_z, at, cap)
         h = soft
         if is_soft:
             h = soft + row_offset(at.row, inner, soft_outer, soft_inner)
         labels = Labels(h, soft_class, weight, keep, spread)
         sums = Sums(0.0, 0.0, 0.0, np.int64(0))
-        if sums_up:
-            sums = sums_of(at, m, cap, classes, labels)
+        known = Known(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        if sums_up and not is_known:
+            top = m
+            if of_slice and m == _MINUS_INF:
+                top = real(0)  # so that masked classes are at a distance
+            sums = sums_of(at, top, cap, classes, labels)
         factor = 0.0
         power = np.int64(0)
         of_labels = 0.0
@@ -196,11 +173,15 @@ def row_kernel(variant: Variant) -> Any:
             if several:
                 y = np.int32(_shared_f64(TARGET))
                 raw_y = real(_shared_f64(TARGET + 8))
+            if is_known:
+                known = take(here)
+                rest = known.rest
+                sums = Sums(known.gap, known.mass, 0.0, np.int64(0))
             factor, power, of_labels, at_target = report(
                 at.lane == 0 and at.classes > 0, at.row, np.float64(m), rest, sums, y, raw_y,
-                classes, labels, Upstream(
+                known, all_classes if of_slice else classes, labels, Upstream(
                     upstream, upstream_step, upstream_code, scales, nll_scale, z_scale
-                ), keep, z_loss, cap, losses, z_terms, lse_out, entropy_out, predicted,
+                ), z_loss, cap, losses, z_terms, lse_out, entropy_out, predicted, here,
             )  # fmt: skip
             if writes and several:
                 spread_word(factor, power, of_labels, at_target, y)
@@ -208,9 +189,9 @@ def row_kernel(variant: Variant) -> Any:
             if several:
                 factor, power, of_labels, at_target, y = hear()
             row = Coefficients(m, real(factor), real(power), real(of_labels), real(at_target), cap)
-            at = stand(z, z_outer, z_inner, rows, inner, classes)
+            at = stand(z, z_outer, z_inner, rows, inner, classes, parts)
             to = out + row_offset(at.row, inner, out_outer, out_inner) + np.int64(at.first) * size
-            if clustered:
+            if divided:
                 labels = labels_from(labels, at.first)
             write(held, spare, at, to, y, row, labels)
 
@@ -227,16 +208,16 @@ def thread_kernel(variant: Variant) -> Any:
     take = form.shared_load if tiled else form.load
     give = form.shared_store if tiled else form.store
     copy, write_back = tile_copies(variant)
-    writes, has_target = variant.task in _WRITING, variant.task in _TARGETED
+    writes, has_target = variant.task in WRITING, variant.task in TARGETED
     is_capped, is_soft = variant.capped, bool(variant.soft)
     sums_up = variant.spread or variant.task == "stats"
+    of_slice, is_known = variant.task in OF_SLICES, variant.task == "slice_gradient"
+    record = accessors(variant.spread)
+    take_record, record_size = record.take, record.size
 
     @machine.device
-    def work(
-        at, to, class_step, out_step, start, row, y, classes, labels, upstream, keep, z_loss, cap,
-        losses, z_terms, lse_out, entropy_out, predicted,
-    ):  # fmt: skip
-        """Everything about the row at `at`, for results at `to`; sums of terms begin at `start`."""
+    def statistics(at, class_step, start, classes, labels, cap):
+        """(m, rest) and sums of the row at `at`."""
         m = real(_MINUS_INF)
         second = real(_MINUS_INF)
         j = start
@@ -256,17 +237,37 @@ def thread_kernel(variant: Variant) -> Any:
         rest = rest_of(m, ref, high, low)
         sums = Sums(0.0, 0.0, 0.0, np.int64(classes))
         if sums_up:
+            top = m
+            if of_slice and m == _MINUS_INF:
+                top = real(0)  # so that masked classes are at a distance
             for j in range(classes):
                 x = take(at + j * class_step)
                 if is_capped:
                     x = capped(x, cap)
-                sums = weigh(sums, labels, j, x, m)
+                sums = weigh(sums, labels, j, x, top)
+        return m, rest, sums
+
+    @machine.device
+    def work(
+        at, to, class_step, out_step, start, row, y, classes, all_classes, labels, upstream,
+        z_loss, cap, losses, z_terms, lse_out, entropy_out, predicted, record,
+    ):  # fmt: skip
+        """Everything about the row at `at`, for results at `to`; sums of terms begin at `start`."""
+        known = Known(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        if is_known:
+            known = take_record(record)
+            m = real(known.m)
+            rest = known.rest
+            sums = Sums(known.gap, known.mass, 0.0, np.int64(0))
+            y = target_of(known.state, y)
+        else:
+            m, rest, sums = statistics(at, class_step, start, classes, labels, cap)
         raw_y = real(0)
         if has_target and y >= 0:
             raw_y = take(at + np.int64(y) * class_step)
         factor, power, of_labels, at_target = report(
-            True, row, np.float64(m), rest, sums, y, raw_y, classes, labels, upstream, keep,
-            z_loss, cap, losses, z_terms, lse_out, entropy_out, predicted,
+            True, row, np.float64(m), rest, sums, y, raw_y, known, all_classes, labels, upstream,
+            z_loss, cap, losses, z_terms, lse_out, entropy_out, predicted, record,
         )  # fmt: skip
         if writes:
             done = Coefficients(m, real(factor), real(power), real(of_labels), real(at_target), cap)
@@ -286,6 +287,7 @@ def thread_kernel(variant: Variant) -> Any:
         soft, soft_outer, soft_inner, soft_class, weight,
         upstream, upstream_step, upstream_code, scales,
         losses, z_terms, lse_out, entropy_out, predicted,
+        records, class_offset, all_classes, parts,
         keep, spread, z_loss, cap64, nll_scale, z_scale,
     ):  # fmt: skip
         tid = np.int64(thread())
@@ -310,13 +312,18 @@ def thread_kernel(variant: Variant) -> Any:
             h = soft
             if is_soft:
                 h = soft + row_offset(row, inner, soft_outer, soft_inner)
+            total = classes
+            if of_slice:
+                total = all_classes
+            y = target_class(targets, target_code, row, total, ignore)
+            if of_slice:
+                y = place_in_slice(y, class_offset, classes)
             work(
-                at, to, class_step, out_step, start, row,
-                target_class(targets, target_code, row, classes, ignore), classes,
+                at, to, class_step, out_step, start, row, y, classes, total,
                 Labels(h, soft_class, weight, keep, spread),
                 Upstream(upstream, upstream_step, upstream_code, scales, nll_scale, z_scale),
-                keep, z_loss, real(cap64),
-                losses, z_terms, lse_out, entropy_out, predicted,
+                z_loss, real(cap64),
+                losses, z_terms, lse_out, entropy_out, predicted, records + row * record_size,
             )  # fmt: skip
         if tiled and writes:
             barrier()

@@ -22,7 +22,7 @@ class Variant(NamedTuple):
     """What a kernel over rows is compiled for."""
 
     dtype: str
-    task: str  # loss, gradient, stats, softmax, log_softmax, logsumexp
+    task: str  # loss, gradient, stats, softmax, log_softmax, logsumexp, partial, slice_gradient
     regime: str  # row: a warp or block for each; tile, strided: a thread for each
     threads: int = 32  # per run
     block: int = 32
@@ -48,6 +48,11 @@ class Runs(NamedTuple):
     blocks: int
     regime: str = "row"
     cluster: int = 1  # blocks per row
+
+    @property
+    def held(self) -> int:
+        """Bytes of a run that its threads hold in registers."""
+        return 16 * self.threads * self.vectors
 
     @property
     def registers(self) -> int:
@@ -106,6 +111,10 @@ OPTION_ROWS = (
 # this many bytes: what two vectors for each of 512 threads hold.
 LEAST_PART = 16384
 
+# The most threads of a block where a row is divided among blocks that need not meet: four blocks
+# of 16 KiB on a multiprocessor, some of which compute what belongs to a row while others copy.
+STREAMING = 256
+
 # A thread for each row: of short rows side by side, copied to shared memory by their block; or of
 # rows whose classes are not side by side.
 TILE = Runs(1, 128, 1, "", 4, "tile")
@@ -139,6 +148,7 @@ class Launch(NamedTuple):
     grid: int  # blocks
     shared: int  # bytes of shared memory of each
     cluster: int = 1
+    parts: int = 1  # of a row, for blocks that need not meet
 
 
 @functools.lru_cache(maxsize=1024)  # ten microseconds, of the thirty that a small call may take
@@ -158,6 +168,13 @@ def choose(
     if packed and classes * size <= TILE_BYTES:
         shared = TILE.block * classes * size
         return Launch(variant(dtype, task, TILE, **options), -(-rows // TILE.block), shared)
+    table = OPTION_ROWS if spread or capped else ROWS
+    if task == "slice_gradient":  # nothing is summed, so that nobody has to hold a whole row
+        held = [runs for runs in table if not runs.beyond and runs.threads <= STREAMING]
+        runs = next((r for r in held if classes * size <= r.held), held[-1])
+        parts = -(-classes * size // runs.held)
+        grid = parts * -(-rows // (runs.block // runs.threads))
+        return Launch(variant(dtype, task, runs, **options), grid, SCRATCH, parts=parts)
     least = 1
     # Sums over labels and the entropy are taken in an order that must not depend on other rows.
     while not (spread or task == "stats") and (
@@ -166,11 +183,11 @@ def choose(
         and classes * size >= 2 * least * LEAST_PART
     ):
         least *= 2
-    for runs in OPTION_ROWS if spread or capped else ROWS:
+    for runs in table:
         if not least <= runs.cluster <= limits.cluster:
             continue
         vectors = part(classes, runs.cluster, 16 // size) * size // 16
-        missing = 16 * max(0, vectors - runs.threads * runs.vectors)
+        missing = max(0, 16 * vectors - runs.held)
         room = min(limits.block, limits.multiprocessor // runs.blocks - RESERVED) - SCRATCH
         if runs.beyond == "memory" or missing <= (room if runs.beyond == "shared" else 0):
             shared = SCRATCH + (missing if runs.beyond == "shared" else 0)

@@ -118,7 +118,7 @@ def merge(m, rest, other_m, other_rest):
         return other_m, other_rest
     if other_m > m:
         return other_m, other_rest + (1.0 + rest) * math.exp(m - other_m)
-    return m + (other_m - other_m), rest + (1.0 + other_rest) * math.exp(other_m - m)
+    return maximum(m, other_m), rest + (1.0 + other_rest) * math.exp(other_m - m)
 
 
 @device

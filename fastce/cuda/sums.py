@@ -41,7 +41,8 @@ _shared_i64, _put_i64 = machine.shared_load["i64"], machine.shared_store["i64"]
 _NONE = np.int64(0x7FFFFFFFFFFFFFFF)
 
 
-def _block_sum(threads: int) -> Any:
+def block_sum(threads: int) -> Any:
+    """Device functions: sums over a block, and over the records that blocks have left."""
     steps = tuple(threads >> k for k in range(1, 11) if threads >> k)
 
     @machine.device
@@ -110,7 +111,7 @@ def _settle_targets(
 
 def targets_kernel(double: bool, last: bool, threads: int) -> Any:
     """Weight and number of the rows that count, and the first row with a bad target."""
-    total, total_of_records = _block_sum(threads)
+    total, total_of_records = block_sum(threads)
     load_weight, size = (_load_f64, 8) if double else (_load_f32, 4)
 
     def kernel(
@@ -150,7 +151,7 @@ def targets_kernel(double: bool, last: bool, threads: int) -> Any:
 
 def losses_kernel(double: bool, last: bool, threads: int, wide: bool = False) -> Any:
     """The reduced loss, from losses and z-loss terms of rows; float64 ones if `wide`."""
-    total, total_of_records = _block_sum(threads)
+    total, total_of_records = block_sum(threads)
     load, size = (_load_f64, 8) if double or wide else (_load_f32, 4)
     store, real = (_store_f64, np.float64) if double else (_store_f32, np.float32)
 

@@ -11,12 +11,12 @@ from fastce import _arguments as arguments
 from fastce import shards
 from fastce._linear_slice import LinearSlice, rows_at_once
 from fastce.torch import _groups, _head
-from fastce.torch._groups import Axis
+from fastce.torch._groups import Axis, Share
 from fastce.torch._tensors import (
     Options,
-    array,
     class_weight,
     empty_like,
+    kernel_array,
     loss_tensor,
     refuse_gradient,
     upstream,
@@ -40,19 +40,30 @@ class Divided(torch.autograd.Function):
             refuse_gradient("target", ctx.needs_input_grad[1])
             refuse_gradient("weight", ctx.needs_input_grad[2])
             checked = arguments.options(*options)
+            place = kernel_array(input)
             total = shards.partial(
-                array(input), array(target), **where, weight=class_weight(weight),
+                place(input), place(target), **where, weight=class_weight(weight, place),
                 classes=input.shape[where["axis"]] if classes is None else classes,
                 ignore_index=checked.ignore_index, label_smoothing=checked.label_smoothing,
                 softcap=checked.softcap,
             )  # fmt: skip
         except Exception as found:  # of whatever kind: others would wait for this rank
             error = found
-        _groups.agree(axes, error, total and (total.terms, checked), total and total.rows)
+        share = total and Share(total.covered, total.terms.classes)
+        what = total and (total.terms, checked)
+        _groups.agree(axes, error, what, total and total.rows, share, input)
+        ctx.where, ctx.reduction = where, checked.reduction
+        ctx.save_for_backward(input, target, weight)
+        if input.is_cuda:
+            from fastce.torch import _on_device
+
+            ctx.z_loss = checked.z_loss
+            ctx.total = _on_device.merge(axes, total)
+            loss, ctx.scales = _on_device.finish(axes, ctx.total, checked)
+            return loss
         _groups.merge(axes, total)
         loss, ctx.scales = _reduced(axes, total, checked)
-        ctx.where, ctx.total, ctx.reduction = where, total, checked.reduction
-        ctx.save_for_backward(input, target, weight)
+        ctx.total = total
         return loss_tensor(loss)
 
     @staticmethod
@@ -60,12 +71,24 @@ class Divided(torch.autograd.Function):
         _first_order_only()
         input, target, weight = ctx.saved_tensors
         gradient = empty_like(input)
-        factor, z_loss = ctx.scales
-        shards.grad(
-            array(input), array(target), ctx.total, **ctx.where, weight=class_weight(weight),
-            z_loss=z_loss, reduction="none" if ctx.reduction == "none" else "sum",
-            grad_output=factor * upstream(g), out=array(gradient),
-        )  # fmt: skip
+        place = kernel_array(input)
+        given = {
+            **ctx.where, "weight": class_weight(weight, place), "out": place(gradient),
+            "reduction": "none" if ctx.reduction == "none" else "sum",
+        }  # fmt: skip
+        if input.is_cuda:
+            from fastce.cuda.shards import grad
+
+            grad(
+                place(input), place(target), ctx.total, **given, z_loss=ctx.z_loss,
+                scales=ctx.scales, grad_output=upstream(g),
+            )  # fmt: skip
+        else:
+            factor, z_loss = ctx.scales
+            shards.grad(
+                place(input), place(target), ctx.total, **given, z_loss=z_loss,
+                grad_output=factor * upstream(g),
+            )  # fmt: skip
         return gradient, *(None,) * 6
 
 

@@ -1,4 +1,4 @@
-"""What the ranks of process groups agree on, merge and add up."""
+"""What the ranks of process groups agree on, and what they merge and add up on the CPU."""
 
 import math
 import zlib
@@ -25,21 +25,43 @@ class Axis(NamedTuple):
 _MADE_OF_A_MESSAGE = (TypeError, ValueError, IndexError, NotImplementedError, MemoryError)
 
 
-def agree(axes: tuple[Axis, ...], error: Exception | None, what: Any, rows: Any = None) -> None:
+class Share(NamedTuple):
+    """How many of all classes a rank has."""
+
+    size: int
+    classes: int
+
+
+def agree(
+    axes: tuple[Axis, ...], error: Exception | None, what: Any, rows: Any = None,
+    share: Share | None = None, like: Any = None,
+) -> None:  # fmt: skip
     """Raise on every rank of a grid if one has an error or is about to do something else.
 
-    `what` is the same on all ranks, `rows` on those among which rows are not divided. Groups are
-    asked one after the other, and each is told what those before it have found.
+    `what` is the same on all ranks, `rows` on those among which rows are not divided; shares are to
+    make up all classes, where they are given. What follows is exchanged where the tensor `like` is.
+    Groups are asked one after the other, and each is told what those before it have found.
     """
+    on_device = bool(getattr(like, "is_cuda", False))
     for axis in axes:
-        _check_backend(axis.group)
+        if error is None and ("cuda" if on_device else "cpu") not in _backends(axis.group):
+            error = _no_backend(axis.group, "CUDA devices" if on_device else "the CPU")
+    places = [_meeting_place(axis.group, like if on_device else None) for axis in axes]
     found = None if error is None else _as_told(error)
-    for axis in axes:
-        found = _first_error(axis.group, found, what if axis.divides == "rows" else (what, rows))
+    covered = 0 if share is None else share.size
+    what = (what, "on CUDA devices") if on_device else what
+    for axis, place in zip(axes, places, strict=True):
+        alike = what if axis.divides == "rows" else (what, rows)
+        found, sizes = _first_error(axis.group, found, alike, covered, place)
+        covered = sizes if axis.divides == "classes" else covered
     if error is not None:
         raise error
     if found is not None:
         raise found
+    if share is not None and covered != share.classes:
+        raise ValueError(
+            f"classes: expected slices that make up all {share.classes}, got {covered} on all ranks"
+        )
 
 
 def _as_told(error: Exception) -> Exception:
@@ -51,24 +73,27 @@ def _as_told(error: Exception) -> Exception:
     return RuntimeError(f"rank {rank}: {type(error).__name__}: {error}")
 
 
-def _first_error(group: Any, found: Exception | None, what: Any) -> Exception | None:
-    """The error that all ranks of a group raise, if any."""
-    mine = torch.tensor([found is not None, zlib.crc32(repr(what).encode())])
-    every = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(every, mine, group)
-    if not any(int(failed) for failed, _ in every) and all(torch.equal(o, mine) for o in every):
-        return None
+def _first_error(
+    group: Any, found: Exception | None, what: Any, covered: int, place: torch.device
+) -> tuple[Exception | None, int]:
+    """The error that all ranks of a group raise, if any; and how many classes they have."""
+    mine = torch.tensor([found is not None, zlib.crc32(repr(what).encode()), covered], device=place)
+    tensors = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(tensors, mine, group)
+    every = torch.stack(tensors).tolist()
+    if not any(failed for failed, *_ in every) and len({digest for _, digest, _ in every}) == 1:
+        return None, sum(size for *_, size in every)
     told: list[Any] = [None] * len(every)
     dist.all_gather_object(told, (found, repr(what)), group)
     error: Exception | None = next((other for other, _ in told if other is not None), None)
     if error is not None:
-        return error
+        return error, 0
     ranks = dist.get_process_group_ranks(group)
     differs = next(k for k, (_, other) in enumerate(told) if other != told[0][1])
     return ValueError(
         f"group: expected the same on every rank, got {told[0][1]} on rank {ranks[0]} and "
         f"{told[differs][1]} on rank {ranks[differs]}"
-    )
+    ), 0
 
 
 def merge(axes: tuple[Axis, ...], total: shards.Partial) -> None:
@@ -97,11 +122,25 @@ def add(axes: tuple[Axis, ...], sums: shards.Sums) -> shards.Sums:
     return shards.Sums(*numbers.tolist())
 
 
-def _check_backend(group: Any) -> None:
-    """What is exchanged is on the CPU."""
-    config = dist.get_backend_config(group)
-    if "cpu" not in (backend.partition(":")[0] for backend in config.split(",")):
-        raise ValueError(
-            f"group: expected a backend for tensors on the CPU, as in "
-            f"init_process_group('cpu:gloo,cuda:nccl') or new_group(backend='gloo'), got {config}"
-        )
+def _backends(group: Any) -> list[str]:
+    """The kinds of devices whose tensors a group exchanges."""
+    return [one.partition(":")[0] for one in dist.get_backend_config(group).split(",")]
+
+
+def _no_backend(group: Any, where: str) -> ValueError:
+    return ValueError(
+        f"group: expected a backend for tensors on {where}, as in "
+        "init_process_group('cpu:gloo,cuda:nccl') or new_group(backend='gloo'), got "
+        f"{dist.get_backend_config(group)}"
+    )
+
+
+def _meeting_place(group: Any, on_device: torch.Tensor | None) -> torch.device:
+    """Where ranks agree: on the CPU if the group can, so that no device has to be waited for."""
+    if "cpu" in _backends(group):
+        return torch.device("cpu")
+    if on_device is not None:
+        return on_device.device
+    if not torch.cuda.is_available():  # nor have other ranks of such a group
+        raise _no_backend(group, "the CPU")
+    return torch.device("cuda", torch.cuda.current_device())

@@ -1,8 +1,14 @@
 """Losses over `torch.distributed`, the classes or the rows divided among the ranks of a group.
 
-Every rank makes the same calls in the same order; tensors are on the CPU, and the group has a
-backend for them, such as gloo. Where a rank finds something wrong with its arguments, all raise,
-the others naming the rank, before anything else is exchanged: ranks agree on 16 bytes each first.
+Every rank makes the same calls in the same order; tensors are on the CPU of every rank or on a CUDA
+device of every rank, and the group has a backend for them, such as gloo or NCCL. Where a rank finds
+something wrong with its arguments, all raise, the others naming the rank, before anything else is
+exchanged: ranks agree on 24 bytes each first. They do so on the CPU if the group has a backend for
+it; with NCCL alone the host waits for the device there, and nowhere else.
+
+On CUDA devices a target that is no class is reported late on every rank, as by `fastce.cuda`: by
+`fastce.cuda.synchronize` or a later call. Until then the loss is NaN, the same on every rank.
+
 `fastce.torch.cross_entropy` does the same for a DTensor, whose placements say what is divided.
 """
 
@@ -72,8 +78,9 @@ def vocabulary_parallel_cross_entropy(
     -----
     One all_gather of 64 bytes per row and rank, 136 with label smoothing or probabilities as
     targets; what comes together is exact, so that neither the number of ranks nor how classes are
-    divided costs digits (see `fastce.shards`). The logits are read twice. Eager mode only, first
-    derivatives only.
+    divided costs digits (see `fastce.shards`). On CUDA devices it is one of 40 or 56 bytes per row
+    and rank, merged in the order of the ranks with one rounding of float64 for each. The logits are
+    read twice. Eager mode only, first derivatives only.
 
     What made the logits of a slice from something that all ranks share, hidden states say, has to
     add up the gradients of all ranks, as in any tensor-parallel layer.
@@ -139,6 +146,8 @@ def vocabulary_parallel_linear_cross_entropy(
     gradient of `input` in the dtype that is computed with, so that every rank has to make that pass
     with the same upstream gradient; none if `input` requires no gradient.
 
+    Tensors are on the CPU: there are no kernels for a linear layer on CUDA devices.
+
     Logits are computed for as many rows at a time as fit in 64 MiB, were classes divided evenly.
     What ranks know of these rows is exchanged before the next, so that the gradients are computed
     along with the loss, from the same logits. Only with "none", or a mean with both `weight` and
@@ -192,7 +201,8 @@ def data_parallel_cross_entropy(
 
     Notes
     -----
-    One all_reduce of 32 bytes. The logits are read twice. Eager mode only, first derivatives only.
+    One all_reduce of 32 bytes, or on CUDA devices an all_gather of 40 per rank. The logits are read
+    twice. Eager mode only, first derivatives only.
 
     Gradients of shared weights are to be summed over the ranks. `DistributedDataParallel` averages
     them: there, multiply the loss by the number of ranks.
