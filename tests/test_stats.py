@@ -67,9 +67,10 @@ def test_fields():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("gap", [12, 20, 40, 80])
-def test_the_entropy_of_confident_rows_keeps_its_digits(dtype, gap):
-    logits = draw((20, 10), dtype)
+@pytest.mark.parametrize("gap", [12, 20, 40, 80, 84])
+@pytest.mark.parametrize("classes", [10, 200])
+def test_the_entropy_of_confident_rows_keeps_its_digits(dtype, gap, classes):
+    logits = draw((20, classes), dtype)
     logits[:, 4] += gap
     got = check(logits, np.full(20, 4), anywhere=True)
     assert np.all(got.entropy > 0)

@@ -6,7 +6,7 @@ A tile (see `tiles`) is a base and the offset where class 0 of the rows starts.
 import numpy as np
 
 from fastce.cpu.constants import constant
-from fastce.cpu.elementary import capped, exp_scale, exp_scaled, log1p
+from fastce.cpu.elementary import capped, exp_scaled, log1p
 from fastce.cpu.jit import device
 from fastce.cpu.memory import item_size, load, store, zeros
 from fastce.cpu.rows import (
@@ -97,13 +97,13 @@ def entropy_gap(base, offset, count, softcap, m, rest):
     zero = zeros(base)
     top = convert(m, zero)
     shift, power = reference(top)
-    bias, floor = exp_scale(power, zero)
+    bias, floor = lifted_scale(power, zero)
     gap = convert(zero, 0.0)
     for j in range(count):
         z = capped(class_of(base, offset, j, zero), softcap)[0]
         u = exp_scaled(z - shift, bias, floor)
         gap = gap + convert(weighted_gap(u, top, z), 0.0)
-    return gap / (scaled_maximum(m, zero) * (1.0 + rest))
+    return gap / (scaled_maximum(m, zero) * constant("LIFTED", zero) * (1.0 + rest))
 
 
 @device

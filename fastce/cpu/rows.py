@@ -362,7 +362,7 @@ def entropy_gap(base, offset, count, step, softcap, m, rest):
     width = lanes(zero)
     whole = count - count % width
     shift, power = reference(m)
-    bias, floor = exp_scale(power, zero)
+    bias, floor = lifted_scale(power, zero)  # the gap of a confident row may be the smallest normal
     gap = convert(zero, 0.0)
     for j in range(0, whole, width):
         z = _classes(base, offset, j, step, softcap)
@@ -371,7 +371,7 @@ def entropy_gap(base, offset, count, step, softcap, m, rest):
     z = _tail(base, offset, whole, count, step, softcap)
     u = exp_scaled(z - shift, bias, floor)
     gap = gap + convert(weighted_gap(u, m, z), 0.0)
-    return total(gap) / (scaled_maximum(m, zero) * (1.0 + rest))
+    return total(gap) / (scaled_maximum(m, zero) * constant("LIFTED", zero) * (1.0 + rest))
 
 
 @device
