@@ -7,10 +7,11 @@ given below; a 32-bit field is the lower half of its word.  Handlers touch no Py
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, types
+from numba import types
 from numba.extending import intrinsic
 
 from fastce.cpu.jit import device
+from fastce.cpu.memory import array_at
 from fastce.cpu.vector import I64, call_llvm
 
 # Version of the interface; later minor ones only add to it.
@@ -104,28 +105,10 @@ def exchange(typingctx, words, number, old, new):
     return types.boolean(words, types.int64, types.int64, types.int64), codegen
 
 
-@intrinsic
-def array(typingctx, address, item, count):
-    """An array of numbers of a type at an address; None for no type."""
-    if item is types.none:
-        nothing = item(address, item, count)
-        return nothing, lambda context, builder, sig, args: context.get_dummy_value()
-    result = types.Array(item.dtype, 1, "C")
-
-    def codegen(context, builder, sig, args):
-        pointer = types.CPointer(item.dtype)
-        place = builder.inttoptr(args[0], context.get_value_type(pointer))
-        return context.compile_internal(
-            builder, lambda p, n: carray(p, (n,)), result(pointer, types.int64), [place, args[2]]
-        )
-
-    return result(types.int64, item, types.int64), codegen
-
-
 @device
 def words(address, count):
     """Words at an address."""
-    return array(address, np.int64, count)
+    return array_at(address, np.int64, count)
 
 
 @device

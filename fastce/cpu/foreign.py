@@ -15,7 +15,7 @@ from fastce.cpu import loops
 from fastce.cpu.calls import STREAMED, STREAMED_ROW
 from fastce.cpu.jit import device
 from fastce.cpu.layout import CHUNK, FEW_CLASSES
-from fastce.cpu.memory import item_size, pointer_at, position, zeros
+from fastce.cpu.memory import array_at, item_size, pointer_at, position, zeros
 from fastce.cpu.tiles import count_tiles
 from fastce.cpu.vector import lanes
 
@@ -96,24 +96,6 @@ def cross_entropy(
             outer, inner, classes, chunk, strides[0], strides[1], None,
             soft_strides[0], soft_strides[1], None, out_strides[0], out_strides[1], None, counter,
         )  # fmt: skip
-
-
-@intrinsic
-def array_at(typingctx, address, item, count):
-    """An array of numbers of a type at an address; None for no type."""
-    if item is types.none:
-        nothing = item(address, item, count)
-        return nothing, lambda context, builder, sig, args: context.get_dummy_value()
-    array = types.Array(item.dtype, 1, "C")
-
-    def codegen(context, builder, sig, args):
-        pointer = types.CPointer(item.dtype)
-        place = builder.inttoptr(args[0], context.get_value_type(pointer))
-        return context.compile_internal(
-            builder, lambda p, n: carray(p, (n,)), array(pointer, types.int64), [place, args[2]]
-        )
-
-    return array(types.int64, item, types.int64), codegen
 
 
 @intrinsic

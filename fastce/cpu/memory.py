@@ -8,7 +8,7 @@ as their bits (see `formats`).
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -86,6 +86,24 @@ def pointer_at(typingctx, position, item):
         return builder.inttoptr(args[0], context.get_value_type(pointer))
 
     return pointer(position, item), codegen
+
+
+@intrinsic
+def array_at(typingctx, address, item, count):
+    """An array of numbers of a type at an address; None for no type."""
+    if item is types.none:
+        nothing = item(address, item, count)
+        return nothing, lambda context, builder, sig, args: context.get_dummy_value()
+    result = types.Array(item.dtype, 1, "C")
+
+    def codegen(context, builder, sig, args):
+        pointer = types.CPointer(item.dtype)
+        place = builder.inttoptr(args[0], context.get_value_type(pointer))
+        return context.compile_internal(
+            builder, lambda p, n: carray(p, (n,)), result(pointer, types.int64), [place, args[2]]
+        )
+
+    return result(types.int64, item, types.int64), codegen
 
 
 @intrinsic

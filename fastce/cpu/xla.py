@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 from fastce.cpu import ffi
 from fastce.cpu.foreign import across, chunks, cross_entropy
 from fastce.cpu.jit import c_function, device
-from fastce.cpu.memory import item_size, pointer_at
+from fastce.cpu.memory import array_at, item_size, pointer_at
 from fastce.cpu.vector import I32, call_llvm
 
 # Words of a job.
@@ -140,14 +140,14 @@ def _prepare(address, kind, label_kind, upstream_kind):
     words[COLUMNS] = columns
     words[SMOOTHING] = ffi.attribute(frame, ffi.LABEL_SMOOTHING)
     words[PENALTY] = ffi.attribute(frame, ffi.Z_LOSS)
-    upstream = ffi.array(words[UPSTREAM], np.float64, rows)
+    upstream = array_at(words[UPSTREAM], np.float64, rows)
     if upstream_kind is not None:
         words[GRADIENT] = ffi.buffer(frame[ffi.RESULTS], 1)[ffi.DATA]
-        given = ffi.array(ffi.buffer(frame[ffi.ARGUMENTS], 2)[ffi.DATA], upstream_kind, rows)
+        given = array_at(ffi.buffer(frame[ffi.ARGUMENTS], 2)[ffi.DATA], upstream_kind, rows)
         for i in range(rows):
             upstream[i] = given[i]
     if label_kind is not None:
-        labels = ffi.array(words[LABELS], label_kind, rows)
+        labels = array_at(words[LABELS], label_kind, rows)
         words[LABELS] = job + 8 * FIELDS
         targets = ffi.words(words[LABELS], rows)
         for i in range(rows):
@@ -166,8 +166,8 @@ def _finish(address, job, label_kind, loss_kind):
         rows = words[OUTER] * words[INNER]
         frame = ffi.words(address, ffi.FRAME)
         labels = ffi.buffer(frame[ffi.ARGUMENTS], 1)[ffi.DATA]
-        targets = ffi.array(labels, label_kind, rows)
-        losses = ffi.array(words[LOSSES], loss_kind, rows)
+        targets = array_at(labels, label_kind, rows)
+        losses = array_at(words[LOSSES], loss_kind, rows)
         for i in range(rows):
             if _bad(targets[i], words):
                 losses[i] = np.nan
@@ -229,14 +229,14 @@ def _handler(name: str, kind: type[np.generic], soft: bool, with_grad: bool) -> 
         outer, inner, classes, parts = words[OUTER], words[INNER], words[CLASSES], words[PARTS]
         strides = (words[OUTER_STRIDE], words[INNER_STRIDE], words[CLASS_STRIDE])
         cross_entropy(
-            pointer_at(words[LOGITS], kind), ffi.array(words[LABELS], target_kind, outer * inner),
+            pointer_at(words[LOGITS], kind), array_at(words[LABELS], target_kind, outer * inner),
             pointer_at(words[LABELS], soft_kind), None, None,
-            ffi.array(words[UPSTREAM], upstream_kind, outer * inner),
-            ffi.array(words[LOSSES], loss_kind, outer * inner),
+            array_at(words[UPSTREAM], upstream_kind, outer * inner),
+            array_at(words[LOSSES], loss_kind, outer * inner),
             pointer_at(words[GRADIENT], gradient_kind),
             1.0, IGNORED, _number(words[SMOOTHING]), _number(words[PENALTY]), None,
             outer, inner, classes, strides, strides, strides, words[COLUMNS] != 0, words[CHUNK],
-            ffi.array(words[SUMS], np.float64, 2 * parts).reshape((parts, 2)),
+            array_at(words[SUMS], np.float64, 2 * parts).reshape((parts, 2)),
             ffi.words(job + 8 * COUNTER, 1),
         )  # fmt: skip
         if helping:
