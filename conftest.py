@@ -14,4 +14,4 @@ collect_ignore = [
     module for module, framework in _MODULES.items() if not importlib.util.find_spec(framework)
 ]
 # Once imported, launches are those of the simulator for the rest of the process.
-collect_ignore.append("tests/cuda_simulator.py")
+collect_ignore += ["tests/cuda_simulator.py", "tests/torch_cuda_program.py"]

@@ -37,7 +37,6 @@ from fastce.cuda.machine import (
 )
 
 _MINUS_INF = np.float32(-np.inf)
-_TWO, _ONE, _FOUR = np.float32(2.0), np.float32(1.0), np.float32(4.0)
 # (atanh(s) / s - 1) / s**2 in s**2
 _C1, _C2, _C3, _C4, _C5, _C6, _C7 = CONSTANTS[types.float64]["ATANH"]
 # What lifts the bit pattern of sqrt(2) to that of 2.
@@ -130,8 +129,9 @@ def capped(x, cap):
 @device
 def cap_slope(x, cap):
     """The derivative of `capped`."""
-    e = convert(math.exp(-_TWO * abs(x / cap)), x)
-    return convert(_ONE, x) if x == _MINUS_INF else _FOUR * e / ((_ONE + e) * (_ONE + e))
+    one = convert(1.0, x)
+    e = convert(math.exp(convert(-2.0, x) * abs(x / cap)), x)
+    return one if x == _MINUS_INF else convert(4.0, x) * e / ((one + e) * (one + e))
 
 
 @device
