@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import inspect
 import itertools
+import os
 import pkgutil
 import re
 import subprocess
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,14 @@ def parameters(found: Any) -> Iterator[tuple[Any, ...]]:
     yield from itertools.product(*([each] if isinstance(each[0], str) else each))
 
 
+def integration(name: str) -> str:
+    """Run a script in a process of its own, as it is run; returns what it is called."""
+    module = f"benchmarks.integrations.{name}"
+    command = [sys.executable, "-m", module, "--quick", *INTEGRATIONS[name]]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return module
+
+
 def main() -> None:
     """Run all; the first failure ends it."""
     began = time.perf_counter()
@@ -85,11 +95,9 @@ def main() -> None:
                 benchmark.setup(*cached, *values)
             getattr(benchmark, method)(*cached, *values)
         print(f"{name}: {time.perf_counter() - began:.1f} s")
-    for name, left_out in INTEGRATIONS.items():  # each in a process of its own, as they are run
-        module = f"benchmarks.integrations.{name}"
-        command = [sys.executable, "-m", module, "--quick", *left_out]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        print(f"{module}: {time.perf_counter() - began:.1f} s")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for module in pool.map(integration, INTEGRATIONS):
+            print(f"{module}: {time.perf_counter() - began:.1f} s")
     print(f"all benchmarks run, {time.perf_counter() - began:.1f} s")
 
 
