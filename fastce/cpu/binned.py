@@ -16,19 +16,12 @@ import math
 
 import numpy as np
 
+from fastce.cpu.elementary import two_sum
 from fastce.cpu.jit import device
 
 WIDTH = 32  # bits of a bin
 BASE = 2.0**WIDTH
 FEW, MANY = 3, 4  # digits: at least 65 and 97 bits below the largest number
-
-
-@device
-def two_sum(x, y):
-    """x + y rounded, and what rounding has dropped."""
-    s = x + y
-    other = s - x
-    return s, (x - (s - other)) + (y - other)
 
 
 @device

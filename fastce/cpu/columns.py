@@ -5,20 +5,13 @@ A tile (see `tiles`) is a base and the offset where class 0 of the rows starts.
 
 import numpy as np
 
-from fastce.cpu.constants import constant
-from fastce.cpu.elementary import capped, exp_scaled, log1p
+from fastce.cpu.elementary import add_up, capped, exp_scaled, log1p
 from fastce.cpu.jit import device
 from fastce.cpu.memory import item_size, load, store, zeros
-from fastce.cpu.rows import (
-    gradient_scale,
-    lifted_scale,
-    reference,
-    scaled_maximum,
-    weighted_gap,
-)
+from fastce.cpu.rows import gradient_scale, scale_of, weighted_gap
 from fastce.cpu.vector import convert, fma, lanes, maximum, splat, where
 
-SPAN = 8  # classes: 4 float32 additions a lane, twice, before the sum moves on to float64
+SPAN = 4  # classes that are added up, in pairs, before the sum moves on to float64 (see `rows`)
 
 
 @device
@@ -43,25 +36,29 @@ def statistics(base, offset, count, softcap):
         z = capped(class_of(base, offset, j, zero), softcap)[0]
         first = where(z > m, float(j), first)
         m = maximum(z, m)
-    shift, power = reference(m)
-    bias, floor = lifted_scale(power, zero)
-    rest = convert(zero, 0.0)
-    for start in range(0, count, SPAN):
-        stop = min(start + SPAN, count)
-        even = zero
-        odd = zero
-        for j in range(start, stop - 1, 2):
-            z = capped(class_of(base, offset, j, zero), softcap)[0]
-            even = even + where(first == float(j), 0.0, exp_scaled(z - shift, bias, floor))
-            z = capped(class_of(base, offset, j + 1, zero), softcap)[0]
-            odd = odd + where(first == float(j + 1), 0.0, exp_scaled(z - shift, bias, floor))
-        if (stop - start) % 2 != 0:
-            z = capped(class_of(base, offset, stop - 1, zero), softcap)[0]
-            even = even + where(first == float(stop - 1), 0.0, exp_scaled(z - shift, bias, floor))
-        rest = rest + convert(even + odd, 0.0)
     m_wide = convert(m, 0.0)
-    rest = rest / (scaled_maximum(m_wide, zero) * constant("LIFTED", zero))
-    return m_wide, rest, first  # NaN for rest where the maximum is infinite
+    shift, bias, floor, one = scale_of(m_wide, zero)
+    rest = convert(zero, 0.0)
+    lost = rest
+    whole = count - count % SPAN
+    for j in range(0, whole, SPAN):
+        e = _term(base, offset, j, softcap, first, shift, bias, floor)
+        e = e + _term(base, offset, j + 1, softcap, first, shift, bias, floor)
+        f = _term(base, offset, j + 2, softcap, first, shift, bias, floor)
+        f = f + _term(base, offset, j + 3, softcap, first, shift, bias, floor)
+        rest, lost = add_up(rest, lost, convert(e + f, 0.0), zero)
+    e = zero
+    for j in range(whole, count):
+        e = e + _term(base, offset, j, softcap, first, shift, bias, floor)
+    rest, lost = add_up(rest, lost, convert(e, 0.0), zero)
+    return m_wide, (rest + lost) / one, first  # NaN for rest where the maximum is infinite
+
+
+@device
+def _term(base, offset, j, softcap, skipped, shift, bias, floor):
+    """Scaled exponentials of class j, zero in the lanes where it is the class `skipped`."""
+    z = capped(class_of(base, offset, j, zeros(base)), softcap)[0]
+    return where(skipped == float(j), 0.0, exp_scaled(z - shift, bias, floor))
 
 
 @device
@@ -82,13 +79,15 @@ def gaps(base, offset, count, softcap, m, soft, soft_offset, weight, keep, sprea
     zero = zeros(base)
     top = convert(m, zero)
     gap = convert(zero, 0.0)
+    gap_lost = gap
     mass = gap
+    mass_lost = gap
     for j in range(count):
         u = labels(soft, soft_offset, weight, j, splat(keep, zero), splat(spread, zero), zero)
         z = capped(class_of(base, offset, j, zero), softcap)[0]
-        gap = gap + convert(weighted_gap(u, top, z), 0.0)
-        mass = mass + convert(u, 0.0)
-    return gap, mass
+        gap, gap_lost = add_up(gap, gap_lost, convert(weighted_gap(u, top, z), 0.0), zero)
+        mass, mass_lost = add_up(mass, mass_lost, convert(u, 0.0), zero)
+    return gap + gap_lost, mass + mass_lost
 
 
 @device
@@ -96,14 +95,13 @@ def entropy_gap(base, offset, count, softcap, m, rest):
     """Mean of m - z_j under each row's softmax."""
     zero = zeros(base)
     top = convert(m, zero)
-    shift, power = reference(top)
-    bias, floor = lifted_scale(power, zero)
+    shift, bias, floor, one = scale_of(m, zero)
     gap = convert(zero, 0.0)
     for j in range(count):
         z = capped(class_of(base, offset, j, zero), softcap)[0]
         u = exp_scaled(z - shift, bias, floor)
         gap = gap + convert(weighted_gap(u, top, z), 0.0)
-    return gap / (scaled_maximum(m, zero) * constant("LIFTED", zero) * (1.0 + rest))
+    return gap / (one * (1.0 + rest))
 
 
 @device
@@ -112,9 +110,7 @@ def to_gradient(
 ):
     """Turn every z_j of the tile into a p_j - u_j, exact zeros where `valid` is false."""
     zero = zeros(base)
-    shift = convert(reference(m)[0], zero)
-    bias, floor, factor = gradient_scale(m, rest, a, zero)
-    factor = convert(factor, zero)
+    shift, bias, floor, factor = gradient_scale(m, rest, a, zero)
     for j in range(count):
         u = labels(soft, soft_offset, weight, j, keep, spread, zero)
         z, slope = capped(class_of(base, offset, j, zero), softcap)

@@ -41,6 +41,7 @@ _LN2 = 0.6931471805599453
 _LN2_FLOAT32 = 0.693147182464599609375
 
 # ROUND: adding it leaves the nearest integer in the low bits.  BIAS: of the exponent.
+# DIGITS: bits of the significand.
 # LIFT: the power that leaves room above for sums and below for the smallest terms; LIFTED: two to
 # it.  TINY: the smallest normal number.
 # LN2_PARTS: of ln(2) / STEPS; a first part so short that k times it is exact for |k| < 2**14, and
@@ -55,6 +56,7 @@ CONSTANTS: dict[Any, dict[str, Any]] = {
     types.float32: {
         "ROUND": 1.5 * 2.0**23,
         "BIAS": 127.0,
+        "DIGITS": 24.0,
         "LIFT": 64.0,
         "LIFTED": 2.0**64,
         "TINY": 2.0**-126,
@@ -70,6 +72,7 @@ CONSTANTS: dict[Any, dict[str, Any]] = {
     types.float64: {
         "ROUND": 1.5 * 2.0**52,
         "BIAS": 1023.0,
+        "DIGITS": 53.0,
         "LIFT": 512.0,
         "LIFTED": 2.0**512,
         "TINY": 2.0**-1022,

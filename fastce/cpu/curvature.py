@@ -77,8 +77,7 @@ def gradient_hessian_rows(
             w = 1.0 if weight is None else weight[i]
             z_y = load_number(logits, offset + y * each)
             m, rest = rows.statistics(logits, offset, classes, step, None)
-            shift = rows.reference(m)[0]
-            bias, cut, factor = rows.gradient_scale(m, rest, 1.0, zero)
+            shift, bias, cut, factor = rows.gradient_scale(m, rest, 1.0, zero)
             top = rows.first_maximum(logits, offset, 0, classes, step, None, m)
             for start in range(0, classes, width):
                 j = min(start, classes - width)
@@ -144,9 +143,7 @@ def gradient_hessian_columns(
             w = load(scratch, width * 8, None, wide)
             narrow_w = convert(w, zero)
             m, rest, first = columns.statistics(tile, z_tile, classes, None)
-            shift = convert(rows.reference(m)[0], zero)
-            bias, cut, factor = rows.gradient_scale(m, rest, wide + 1.0, zero)
-            factor = convert(factor, zero)
+            shift, bias, cut, factor = rows.gradient_scale(m, rest, wide + 1.0, zero)
             peak = convert(_curve_at_maximum(rest, curved, straight, floor), zero)
             for j in range(classes):
                 z = columns.class_of(tile, z_tile, j, zero)
@@ -201,8 +198,7 @@ def hessian_vector_rows(
             m, rest = rows.statistics(logits, offset, classes, step, None)
             top = min(rows.first_maximum(logits, offset, 0, classes, step, None, m), classes - 1)
             v_top = load_number(v, v_offset + top * v_each)
-            shift = rows.reference(m)[0]
-            bias, cut, factor = rows.gradient_scale(m, rest, 1.0, zero)
+            shift, bias, cut, factor = rows.gradient_scale(m, rest, 1.0, zero)
             mean = convert(zero, 0.0)
             for start in range(0, classes, width):
                 j = min(start, classes - width)
@@ -267,9 +263,7 @@ def hessian_vector_columns(
                 scratch[1, lane] = scale if upstream is None else scale * upstream[row]
             v_top = convert(load(scratch, 0, None, wide), zero)
             s = convert(load(scratch, width * 8, None, wide), zero)
-            shift = convert(rows.reference(m)[0], zero)
-            bias, cut, factor = rows.gradient_scale(m, rest, wide + 1.0, zero)
-            factor = convert(factor, zero)
+            shift, bias, cut, factor = rows.gradient_scale(m, rest, wide + 1.0, zero)
             mean = wide
             for j in range(classes):
                 z = columns.class_of(tile, z_tile, j, zero)

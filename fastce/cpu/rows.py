@@ -11,8 +11,10 @@ Exponentials are taken as exp(z - shift) / 2**power.  For |m| <= 1024 the shift 
 enters the reduction unrounded; beyond, it is m, from which the subtraction is exact for every z
 that matters.  The power keeps the sums of order one; being a power of two it costs no accuracy.
 
-Sums run over a fixed number of lanes in blocks of a fixed length and are carried from block to
-block in float64, so that every bit is the same whatever the threads, the batch or the processor.
+Sums run over a fixed number of lanes in blocks of a fixed length, so that every bit is the same
+whatever the threads, the batch or the processor.  No more than four float32 exponentials are added
+up, two and two, before the sum moves on to float64: their own error is 1.3e-7 at most, each of the two
+additions may add 6e-8, and what is promised is 3e-7 whatever the others are.
 
 A row lies in memory `offset` bytes from a base (see `vector`), `step` bytes from class to class
 (None: side by side), and has at least as many classes as a vector has lanes.
@@ -21,7 +23,14 @@ A row lies in memory `offset` bytes from a base (see `vector`), `step` bytes fro
 import numpy as np
 
 from fastce.cpu.constants import constant
-from fastce.cpu.elementary import capped, exp_scale, exp_scaled, log1p, round_to_integer
+from fastce.cpu.elementary import (
+    add_up,
+    capped,
+    exp_scale,
+    exp_scaled,
+    log1p,
+    round_to_integer,
+)
 from fastce.cpu.jit import device
 from fastce.cpu.memory import (
     first_line,
@@ -45,10 +54,13 @@ from fastce.cpu.vector import (
     where,
 )
 
-BLOCK = 512  # classes per block: 8 float32 additions a lane, then float64
+BLOCK = 512  # classes per block: those of its maximum are summed again without it
 # How far a maximum may exceed the reference that exponentials are scaled for: lifted by 2**64 and
 # summed in blocks, they stay below 2**127.
 LEAD = 40.0
+# Below this rest the sum with the maximum is not used: what it has lost by rounding, relative to
+# log1p(rest), would be more than the sum without it has.
+SWALLOWED = 4.0
 
 
 @device
@@ -59,7 +71,12 @@ def distance(base, step):
 
 @device
 def reference(m):
-    """The shift and the power of two to take exponentials with where the maximum is about m."""
+    """The shift and the power of two to take exponentials with where the maximum is about m.
+
+    What is divided by the power here is multiplied with it there, so that both must get it from one
+    call: next to a half integer m log2(e), the float32 and the float64 of the same m do not round
+    to the same power.
+    """
     near = where(m <= 1024.0, where(m >= -1024.0, m, 0.0), 0.0)
     shift = where(near == m, 0.0, where(m == -np.inf, 0.0, m))
     return shift, round_to_integer(near * constant("LOG2E", m))
@@ -67,7 +84,7 @@ def reference(m):
 
 @device
 def exp_of(m, shift, power, like):
-    """exp(m - shift) / 2**power in float64.
+    """exp(m - shift) / 2**power in float64: between 0.7 and 1.5 for the reference at m.
 
     It shares the one error of the vectors like `like` that is not random, that of their ln 2.
     """
@@ -76,16 +93,21 @@ def exp_of(m, shift, power, like):
 
 
 @device
-def scaled_maximum(m, like):
-    """exp(m - shift) / 2**power of the reference at m: between 0.7 and 1.5."""
-    shift, power = reference(m)
-    return exp_of(m, shift, power, like)
-
-
-@device
 def lifted_scale(power, like):
     """`exp_scale` that lifts exponentials by 2**LIFT, away from the smallest normal number."""
     return exp_scale(power - constant("LIFT", like), like)
+
+
+@device
+def scale_of(m, like):
+    """(shift, bias, floor, one): all that exponentials are taken with beside a maximum m.
+
+    exp(z - m) is exp_scaled(z - shift, bias, floor) / one; m and one are float64.
+    """
+    shift, power = reference(m)
+    bias, floor = lifted_scale(power, like)
+    one = exp_of(m, shift, power, like) * constant("LIFTED", like)
+    return convert(shift, like), bias, floor, one
 
 
 @device
@@ -127,25 +149,57 @@ def _block(base, offset, start, stop, step, softcap, shift, bias, floor, tail, e
     """
     zero = zeros(base)
     width = lanes(zero)
-    even = zero
-    odd = zero
-    even_top = zero - np.inf
-    odd_top = even_top
-    for j in range(start, stop - width, 2 * width):
+    sums = convert(zero, 0.0)
+    top = zero - np.inf
+    other_top = top
+    quads = stop - (stop - start) % (4 * width)
+    for j in range(start, quads, 4 * width):
         z = _classes(base, offset, j, step, softcap)
-        even_top = maximum(z, even_top)
-        even = even + _exponentials(z, shift, bias, floor)
+        top = maximum(z, top)
+        e = _exponentials(z, shift, bias, floor)
         z = _classes(base, offset, j + width, step, softcap)
-        odd_top = maximum(z, odd_top)
-        odd = odd + _exponentials(z, shift, bias, floor)
-    if (stop - start) % (2 * width) != 0:
-        z = _classes(base, offset, stop - width, step, softcap)
-        even_top = maximum(z, even_top)
-        even = even + _exponentials(z, shift, bias, floor)
+        other_top = maximum(z, other_top)
+        e = e + _exponentials(z, shift, bias, floor)
+        z = _classes(base, offset, j + 2 * width, step, softcap)
+        top = maximum(z, top)
+        f = _exponentials(z, shift, bias, floor)
+        z = _classes(base, offset, j + 3 * width, step, softcap)
+        other_top = maximum(z, other_top)
+        f = f + _exponentials(z, shift, bias, floor)
+        sums = sums + convert(e + f, 0.0)
+    e = zero
+    for j in range(quads, stop, width):
+        z = _classes(base, offset, j, step, softcap)
+        top = maximum(z, top)
+        e = e + _exponentials(z, shift, bias, floor)
+    sums = sums + convert(e, 0.0)
     if ending:
-        odd_top = maximum(tail, odd_top)
-        odd = odd + _exponentials(tail, shift, bias, floor)
-    return convert(even + odd, 0.0), maximum(even_top, odd_top)
+        other_top = maximum(tail, other_top)
+        sums = sums + convert(_exponentials(tail, shift, bias, floor), 0.0)
+    return sums, maximum(top, other_top)
+
+
+@device
+def _block_distances(base, offset, start, stop, count, step, softcap, tail, ending, level):
+    """Sum of level - z_j over the classes of a `_block`."""
+    zero = zeros(base)
+    width = lanes(zero)
+    sums = convert(zero, 0.0)
+    quads = stop - (stop - start) % (4 * width)
+    for j in range(start, quads, 4 * width):
+        d = level - _classes(base, offset, j, step, softcap)
+        d = d + (level - _classes(base, offset, j + width, step, softcap))
+        f = level - _classes(base, offset, j + 2 * width, step, softcap)
+        f = f + (level - _classes(base, offset, j + 3 * width, step, softcap))
+        sums = sums + convert(d + f, 0.0)
+    d = zero
+    for j in range(quads, stop, width):
+        d = d + (level - _classes(base, offset, j, step, softcap))
+    sums = sums + convert(d, 0.0)
+    if ending:
+        counted = lane_numbers(zero) >= float(stop - (count - width))
+        sums = sums + convert(where(counted, level - tail, 0.0), 0.0)
+    return total(sums)
 
 
 @device
@@ -156,41 +210,30 @@ def _block_gaps(
     """Sums of u_j * (level - z_j) and of u_j over the classes of a `_block`."""
     zero = zeros(base)
     width = lanes(zero)
-    even = zero
-    odd = zero
-    mass = zero
-    for j in range(start, stop - width, 2 * width):
-        u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
-        even = _with_gap(even, u, level, _classes(base, offset, j, step, softcap), soft, weight)
-        mass = mass + u
-        u = labels(soft, soft_offset, soft_step, weight, j + width, keep, spread, zero)
-        z = _classes(base, offset, j + width, step, softcap)
-        odd = _with_gap(odd, u, level, z, soft, weight)
-        mass = mass + u
-    if (stop - start) % (2 * width) != 0:
-        j = stop - width
-        u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
-        even = _with_gap(even, u, level, _classes(base, offset, j, step, softcap), soft, weight)
-        mass = mass + u
+    if soft is None and weight is None:  # all alike, and never zero
+        distances = _block_distances(
+            base, offset, start, stop, count, step, softcap, tail, ending, level
+        )
+        return spread * distances, spread * (where(ending, count, stop) - start)
+    gaps = convert(zero, 0.0)
+    masses = gaps
+    for begin in range(start, stop, 2 * width):
+        gap = zero
+        mass = zero
+        for j in range(begin, min(begin + 2 * width, stop), width):
+            u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
+            d = level - _classes(base, offset, j, step, softcap)
+            gap = fma(u, where(u == 0.0, 0.0, d), gap)
+            mass = mass + u
+        gaps = gaps + convert(gap, 0.0)
+        masses = masses + convert(mass, 0.0)
     if ending:
         j = count - width
         u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
         u = where(lane_numbers(zero) < float(stop - j), 0.0, u)
-        odd = odd + weighted_gap(u, level, tail)
-        mass = mass + u
-    everything = total(convert(mass, 0.0))
-    if soft is None and weight is None:  # all alike
-        everything = spread * (where(ending, count, stop) - start)
-    return total(convert(even + odd, 0.0)), everything
-
-
-@device
-def _with_gap(gap, u, level, z, soft, weight):
-    """gap + u * (level - z), u being `labels`."""
-    d = level - z
-    if soft is None and weight is None:  # never zero
-        return fma(u, d, gap)
-    return fma(u, where(u == 0.0, 0.0, d), gap)
+        gaps = gaps + convert(weighted_gap(u, level, tail), 0.0)
+        masses = masses + convert(u, 0.0)
+    return total(gaps), total(masses)
 
 
 @device
@@ -200,13 +243,13 @@ def _block_without(
     """The sum of `_block` without one class."""
     zero = zeros(base)
     width = lanes(zero)
-    sums = zero
+    sums = convert(zero, 0.0)
     for j in range(start, stop, width):
         z = _classes(base, offset, j, step, softcap)
-        sums = sums + _term(z, j, skipped, shift, bias, floor)
+        sums = sums + convert(_term(z, j, skipped, shift, bias, floor), 0.0)
     if ending:
-        sums = sums + _term(tail, count - width, skipped, shift, bias, floor)
-    return convert(sums, 0.0)
+        sums = sums + convert(_term(tail, count - width, skipped, shift, bias, floor), 0.0)
+    return sums
 
 
 @device
@@ -270,9 +313,12 @@ def labelled_statistics(
     m = -np.inf
     others = convert(zero, 0.0)
     own = others
+    lost = others
     level = 0.0  # what gaps are measured from
     gap = 0.0
+    gap_lost = 0.0
     mass = 0.0
+    mass_lost = 0.0
     start = np.int64(0)  # a literal would have every function that takes it compiled twice
     best = start  # the block with the maximum, whose sum is kept apart from the others'
     while start < count:
@@ -299,31 +345,36 @@ def labelled_statistics(
                     factor = exp_scaled(old_shift - shift, rescale_bias, rescale_floor)
                 others = others * factor
                 own = own * factor
+                lost = lost * factor
                 known = highest
                 bias, floor = lifted_scale(power, zero)
                 continue  # sum this block again
             m = highest
             best = start
-            others = others + own
+            others, lost = add_up(others, lost, own, zero)
             own = block
         else:
-            others = others + block
+            others, lost = add_up(others, lost, block, zero)
         if soft is not None or spread != 0.0:
             raised = where(m == -np.inf, 0.0, m)  # so that masked classes are at a distance
-            gap += mass * (raised - level)
+            if raised != level:
+                gap, gap_lost = add_up(gap, gap_lost, (mass + mass_lost) * (raised - level), zero)
             level = raised
             block_gap, block_mass = _block_gaps(
                 base, offset, start, stop, count, step, softcap, tail, ending, level,
                 soft, soft_offset, soft_step, weight, keep, spread,
             )  # fmt: skip
-            gap += block_gap
-            mass += block_mass
+            gap, gap_lost = add_up(gap, gap_lost, block_gap, zero)
+            mass, mass_lost = add_up(mass, mass_lost, block_mass, zero)
         start += BLOCK
+    gap += gap_lost
+    mass += mass_lost
     if m == -np.inf:
         return m, np.nan, gap, mass
     one = exp_of(m, shift, power, zero) * constant("LIFTED", zero)
-    rest = (total(others) + total(own)) / one - 1.0
-    if rest < 1.0:  # the maximum has swallowed digits of the others: sum its block without it
+    apart = total(others) + total(lost)
+    rest = (apart + total(own)) / one - 1.0
+    if rest < SWALLOWED:  # the maximum has taken digits of the others: sum its block without it
         skipped = first_maximum(base, offset, best, count, step, softcap, m)
         stop = min(best + BLOCK, whole)
         ending = best + BLOCK >= count and whole < count
@@ -331,7 +382,7 @@ def labelled_statistics(
             base, offset, best, stop, count, step, softcap, shift, bias, floor, tail, ending,
             skipped,
         )  # fmt: skip
-        rest = (total(others) + total(own)) / one
+        rest = (apart + total(own)) / one
     return m, rest, gap, mass
 
 
@@ -361,8 +412,7 @@ def entropy_gap(base, offset, count, step, softcap, m, rest):
     zero = zeros(base)
     width = lanes(zero)
     whole = count - count % width
-    shift, power = reference(m)
-    bias, floor = lifted_scale(power, zero)  # the gap of a confident row may be the smallest normal
+    shift, bias, floor, one = scale_of(m, zero)
     gap = convert(zero, 0.0)
     for j in range(0, whole, width):
         z = _classes(base, offset, j, step, softcap)
@@ -371,7 +421,7 @@ def entropy_gap(base, offset, count, step, softcap, m, rest):
     z = _tail(base, offset, whole, count, step, softcap)
     u = exp_scaled(z - shift, bias, floor)
     gap = gap + convert(weighted_gap(u, m, z), 0.0)
-    return total(gap) / (scaled_maximum(m, zero) * constant("LIFTED", zero) * (1.0 + rest))
+    return total(gap) / (one * (1.0 + rest))
 
 
 @device
@@ -400,17 +450,18 @@ def target_gradient(m, rest, z_y, a, b):
 
 @device
 def gradient_scale(m, rest, a, like):
-    """What turns exp(z_j) into a p_j: the rounding constant, the cut-off, the factor.
+    """What turns z_j into a p_j: (shift, bias, floor) of the exponential, and the factor.
 
     The exponentials are lifted and the factor lowered by as much, so that a p_j underflows
-    gradually and once, unless the factor itself would underflow.
+    gradually and once, unless the factor itself would underflow.  m, rest and a are float64.
     """
-    factor = a / (scaled_maximum(m, like) * (1.0 + rest))
+    shift, power = reference(m)
+    factor = a / (exp_of(m, shift, power, like) * (1.0 + rest))
     lowered = factor / constant("LIFTED", like)
     lift = where(abs_at_least(lowered, constant("TINY", like)), constant("LIFT", like), 0.0)
-    power = reference(m)[1] - lift
-    bias, floor = exp_scale(convert(power, like), like)
-    return bias, floor, where(lift > 0.0, lowered, factor)
+    bias, floor = exp_scale(power - lift, like)
+    factor = where(lift > 0.0, lowered, factor)
+    return convert(shift, like), bias, floor, convert(factor, like)
 
 
 @device
@@ -445,8 +496,7 @@ def write_gradient(
     """
     zero = zeros(base)
     width = lanes(zero)
-    shift = reference(m)[0]
-    bias, floor, factor = gradient_scale(m, rest, a, zero)
+    shift, bias, floor, factor = gradient_scale(m, rest, a, zero)
     each = distance(out, out_step)
     # The last vector overlaps the one before: read before anything is written, write it last.
     last = _gradient(

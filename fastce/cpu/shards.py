@@ -23,7 +23,7 @@ import numpy as np
 
 from fastce.cpu import binned, columns, rows
 from fastce.cpu.constants import constant
-from fastce.cpu.elementary import exp_scale, exp_scaled, log1p
+from fastce.cpu.elementary import exp_scale, exp_scaled, log1p, two_sum
 from fastce.cpu.jit import device, kernel
 from fastce.cpu.loops import capped_number
 from fastce.cpu.memory import (
@@ -334,7 +334,7 @@ def _gap(records, i, at, m, mass, mass_low, unit):
     gap = binned.shifted(gap, bins - unit, -m_power)
     gap_low = binned.shifted(gap_low, bins - unit, -m_power)
     high, low = binned.two_product(mass, m)
-    both, lost = binned.two_sum(high, gap)
+    both, lost = two_sum(high, gap)
     both += ((lost + low) + gap_low) + mass_low * m
     if abs(both) <= DROPPED * abs(gap):
         return 0.0, 0

@@ -9,8 +9,7 @@ vector of their tiles is, and summed in their order.
 import numpy as np
 
 from fastce.cpu import rows
-from fastce.cpu.constants import constant
-from fastce.cpu.elementary import capped, exp_scale, exp_scaled
+from fastce.cpu.elementary import add_up, capped, exp_scale, exp_scaled
 from fastce.cpu.jit import device, routine
 from fastce.cpu.layout import FEW_CLASSES
 from fastce.cpu.loops import capped_number
@@ -27,7 +26,7 @@ from fastce.cpu.memory import (
 from fastce.cpu.softmax import first_nan, logsumexp
 from fastce.cpu.vector import (
     convert,
-    every_eighth,
+    every_fourth,
     extract,
     first_lane,
     fma,
@@ -66,27 +65,24 @@ def _short_statistics(room, count, softcap):
     top = zero - np.inf
     for j in range(0, count, width):
         top = maximum(_classes(room, j, softcap), top)
-    m = splat(largest(top), zero)
+    highest = np.float64(largest(top))
     first = 0
     for j in range(0, count, width):
-        lane = first_lane(_classes(room, j, softcap) == m)
+        lane = first_lane(_classes(room, j, softcap) == highest)
         if lane < width:
             first = j + lane
             break
-    shift, power = rows.reference(m)
-    bias, floor = rows.lifted_scale(power, zero)
+    shift, bias, floor, one = rows.scale_of(highest, zero)
     rest = 0.0
+    lost = 0.0
     for j in range(0, count, width):
         e = exp_scaled(_classes(room, j, softcap) - shift, bias, floor)
         e = where(lane_numbers(zero) == float(first - j), 0.0, e)
-        even = every_eighth(e, 0) + every_eighth(e, 2) + every_eighth(e, 4) + every_eighth(e, 6)
-        odd = every_eighth(e, 1) + every_eighth(e, 3) + every_eighth(e, 5) + every_eighth(e, 7)
-        spans = convert(even + odd, 0.0)
+        even = every_fourth(e, 0) + every_fourth(e, 1)
+        spans = convert(even + (every_fourth(e, 2) + every_fourth(e, 3)), 0.0)
         for k in range(lanes(spans)):
-            rest += extract(spans, k)
-    highest = np.float64(largest(top))
-    rest = rest / (rows.scaled_maximum(highest, zero) * constant("LIFTED", zero))
-    return highest, rest, first
+            rest, lost = add_up(rest, lost, extract(spans, k), zero)
+    return highest, (rest + lost) / one, first
 
 
 @device
@@ -96,28 +92,29 @@ def _short_gaps(room, count, softcap, m, soft, weight, keep, spread):
     width = lanes(zero)
     top = convert(m, zero)
     gap = 0.0
+    gap_lost = 0.0
     mass = 0.0
+    mass_lost = 0.0
     for start in range(0, count, width):
         u = rows.labels(soft, 0, None, weight, start, keep, spread, zero)
         gaps = convert(rows.weighted_gap(u, top, _classes(room, start, softcap)), 0.0)
         masses = convert(u, 0.0)
         for j in range(start, min(start + width, count)):
-            gap += extract(gaps, j - start)
-            mass += extract(masses, j - start)
-    return gap, mass
+            gap, gap_lost = add_up(gap, gap_lost, extract(gaps, j - start), zero)
+            mass, mass_lost = add_up(mass, mass_lost, extract(masses, j - start), zero)
+    return gap + gap_lost, mass + mass_lost
 
 
 @device
 def _short_gradient(room, count, softcap, m, rest, a, soft, weight, keep, spread):
     """Turn every z_j in `room` into a p_j - u_j, u being the `rows.labels`."""
     zero = zeros(room)
-    shift = rows.reference(m)[0]
-    bias, floor, factor = rows.gradient_scale(m, rest, a, zero)
+    shift, bias, floor, factor = rows.gradient_scale(m, rest, a, zero)
     for j in range(0, count, lanes(zero)):
         place = j * item_size(room)
         u = rows.labels(soft, 0, None, weight, j, keep, spread, zero)
         z, slope = capped(load(room, place, None, zero), softcap)
-        e = exp_scaled(z - convert(shift, zero), bias, floor)
+        e = exp_scaled(z - shift, bias, floor)
         g = fma(e, splat(factor, zero), -1.0 * u)
         store(room, place, None, g if softcap is None else g * slope)
 

@@ -261,14 +261,14 @@ def extract(typingctx, vector, lane):
 
 
 @intrinsic
-def every_eighth(typingctx, vector, first):
-    """The lanes `first`, `first` + 8, `first` + 16, ... as a vector; `first` is a literal."""
+def every_fourth(typingctx, vector, first):
+    """The lanes `first`, `first` + 4, `first` + 8, ... as a vector; `first` is a literal."""
     if not isinstance(first, types.IntegerLiteral):
         return None  # numba tries again with the literal
-    ty = VectorType(vector.element, vector.lanes // 8)
+    ty = VectorType(vector.element, vector.lanes // 4)
 
     def codegen(context, builder, sig, args):
-        order = list(range(first.literal_value, vector.lanes, 8))
+        order = list(range(first.literal_value, vector.lanes, 4))
         undefined = ir.Constant(args[0].type, ir.Undefined)
         return builder.shuffle_vector(
             args[0], undefined, ir.Constant(ir.VectorType(I32, len(order)), order)
