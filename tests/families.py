@@ -205,13 +205,15 @@ def errors(got: dict[str, Any], batch: Batch, dtype: np.dtype[Any]) -> Iterator[
         "p": gradient, "grad": gradient, "hess": gradient, "product": gradient,
     }  # fmt: skip
     all_rows = np.ones(len(batch.logits), bool)
-    # What the rounding error of a result is relative to, where that is not the result.
-    scales = {
-        "lse": np.nan_to_num(np.abs(want.top)), "log_p": np.ones(1),
-        "product": np.nan_to_num(np.abs(want.product).max(axis=1)),
-    }  # fmt: skip
     for name, values in got.items():
-        scale = scales.get(name, np.zeros(1))
+        # What the rounding error of a result is relative to, where that is not the result.
+        scale = np.zeros(len(all_rows))
+        if name == "lse":
+            scale = np.nan_to_num(np.abs(want.top))
+        elif name == "log_p":
+            scale = np.ones(len(all_rows))
+        elif name == "product":
+            scale = np.nan_to_num(np.abs(want.product).max(axis=1))
         error, row = worst(values, getattr(want, name), scale, all_rows)
         yield Error(name, error, bounds[name], row)
         if name == "loss":

@@ -192,25 +192,27 @@ def right(logits: Array, targets: NDArray[np.int64]) -> Right:
 def _worst(got, want, scale, chosen, smallest, largest):
     worst = 0.0
     at = -1
-    each = len(want) // len(chosen)
     for i in range(len(want)):
-        g = got[i]
-        w = want[i]
-        if not chosen[i // each] or (g != g and w != w):
+        if not chosen[i]:
             continue
-        if abs(w) >= largest and abs(g) >= largest and (g > 0) == (w > 0):
-            continue
-        error = abs(g - w)
-        size = max(abs(w), scale[i // (len(want) // len(scale))])
-        if size >= smallest:
-            error = error / size
-        elif error <= smallest:
-            error = 0.0
-        else:
-            error = np.inf
-        if not error <= worst:
-            worst = error if error == error else np.inf
-            at = i // each
+        for j in range(want.shape[1]):
+            g = got[i, j]
+            w = want[i, j]
+            error = abs(g - w)
+            size = max(abs(w), scale[i])
+            if error <= worst * size or (g != g and w != w):
+                continue
+            if abs(w) >= largest and abs(g) >= largest and (g > 0) == (w > 0):
+                continue
+            if size >= smallest:
+                error = error / size
+            elif error <= smallest:
+                error = 0.0
+            else:
+                error = np.inf
+            if not error <= worst:
+                worst = error if error == error else np.inf
+                at = i
     return worst, at
 
 
@@ -226,4 +228,5 @@ def worst(
     largest, smallest = float(info.max), float(info.smallest_normal)
     if got.dtype.itemsize == 2:
         got = got.astype(np.float32)
-    return _worst(got.reshape(-1), want.reshape(-1), scale, chosen, smallest, largest)
+    shape = len(want), want.size // len(want)
+    return _worst(got.reshape(shape), want.reshape(shape), scale, chosen, smallest, largest)
