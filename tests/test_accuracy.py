@@ -220,3 +220,29 @@ def test_the_mean_keeps_tiny_losses(dtype):
     loss, grad = fastce.cross_entropy_and_grad(logits, np.zeros(1000, int))
     assert_loss(loss, want.loss, dtype, anywhere=True)
     assert_gradient(grad, want.grad, dtype)
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes, axis", [
+    (10, -1), (21, -1), (33, -1), (64, -1), (100, -1), (1000, -1), (40_000, -1),
+    (21, 0), (64, 0), (200, 0), (5000, 0),
+])  # fmt: skip
+def test_sums_of_one_large_and_many_tiny_terms(dtype, classes, axis, options):
+    """Each tiny term is a little more than half a unit of the sum, which rounding makes a whole."""
+    rng = np.random.default_rng(classes)
+    rows = max(4, 200_000 // classes)
+    second = rng.uniform(5, 9.9, rows)
+    digits = 24 if dtype.itemsize == 4 else 53
+    tiny = second + digits * np.log(2) + rng.uniform(-3, 6, rows)
+    for offset in (0.0, -1e6):
+        logits = np.repeat((offset - tiny)[:, None], classes, axis=1)
+        logits[:, 0] = offset
+        logits[:, classes // 2] = offset - second
+        logits = logits.astype(dtype)
+        if axis == 0:
+            logits = np.ascontiguousarray(logits.T)
+        targets = np.zeros(rows, int)
+        want = oracle.cross_entropy(logits, targets, axis=axis, reduction="none", **options)
+        loss = fastce.cross_entropy(logits, targets, axis=axis, reduction="none", **options)
+        assert_loss(loss, want.loss, dtype)
