@@ -528,6 +528,12 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"further progress, but the largest component of the gradient is "
                 f"{found.gradient:.1e}, expected at most tol={self.tol:g}; try the other solver"
             )
+        weightless = np.flatnonzero(data.masses() == 0)
+        if len(weightless) and self.fit_intercept:
+            _tell(
+                f"class {self.classes_[weightless[0]]} has no weight: the smaller its intercept, "
+                "the likelier the observations, so that there is no maximum; leave it out"
+            )
         if self.l2:
             return
 

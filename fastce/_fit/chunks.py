@@ -16,7 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from fastce._fit import labels
 from fastce._fit.coordinates import Coordinates, Moments, Standardised
-from fastce._fit.passes import FEW, Array, Data, Gradient, passes
+from fastce._fit.passes import FEW, Array, Data, Gradient, masses, passes
 from fastce.dask._chunks import key_of
 from fastce.dask._graph import Graph, Key
 
@@ -99,6 +99,10 @@ class ChunkedData:
         found._parts = [graph.task(_standardised, part, given) for part in self._parts]
         return found, coordinates.identity
 
+    def masses(self) -> Array:
+        """What the labels of each class weigh."""
+        return np.asarray(self._merged(_add, Data.masses))
+
     def sample(self, step: int) -> tuple[Any, npt.NDArray[np.float64]]:
         """About every so manieth row, one of each chunk at least, and its weight."""
         return self._merged(_concatenated, Data.sample, step=step)  # type: ignore[no-any-return]
@@ -169,10 +173,10 @@ def _classes_of(y: Array, weight: Array | None, *, soft: bool) -> tuple[Array, A
     """The classes of a chunk and what they weigh."""
     weight = None if weight is None else np.asarray(weight, np.float64)
     if soft:
-        return np.arange(y.shape[1]), labels.masses(None, y, weight, y.shape[1])
+        return np.arange(y.shape[1]), masses(None, y, weight, y.shape[1])
     check_classification_targets(y)
     found, index = np.unique(y, return_inverse=True)
-    return found, labels.masses(index.ravel(), None, weight, len(found))
+    return found, masses(index.ravel(), None, weight, len(found))
 
 
 def _unite(*parts: tuple[Array, Array]) -> tuple[Array, Array]:

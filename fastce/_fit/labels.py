@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fastce._fit.passes import Array, Data
+from fastce._fit.passes import Array, Data, masses
 
 
 def are_soft(y: Any) -> bool:
@@ -70,15 +70,6 @@ def check_weight(total: float) -> None:
     """Refuse data that weigh nothing."""
     if not total > 0:
         raise ValueError("y, sample_weight: expected a weight above 0, got none")
-
-
-def masses(hard: Array | None, soft: Array | None, weight: Array | None, classes: int) -> Array:
-    """What the labels of each class weigh: a row of weight 3 is three rows."""
-    if soft is not None:
-        soft = soft.astype(np.float64, copy=False)
-        return soft.sum(axis=0) if weight is None else weight @ soft
-    assert hard is not None
-    return np.bincount(hard, weight, classes).astype(np.float64)
 
 
 def balanced(counts: Array) -> Array:

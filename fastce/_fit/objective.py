@@ -132,7 +132,7 @@ def _inverse_root(data: Data, coordinates: Coordinates, l2: float, single: bool)
         moments += part.T @ part
     moments /= max(float(weights.sum()), np.finfo(float).tiny)
     penalised = np.arange(features)
-    moments[penalised, penalised] += l2 * data.classes * coordinates.inverse**2
+    moments[penalised, penalised] += (np.sqrt(l2 * data.classes) * coordinates.inverse) ** 2
     # Their scales are those of all rows, so that no feature is lost that the sample lacks.
     own = np.sqrt(np.maximum(np.diag(moments), 1e-300))
     moments *= 1 - (SHRINK_EXACT if step == 1 and not single else SHRINK)

@@ -24,6 +24,15 @@ MEMORY = 32 << 20
 PARTS, SUMS = 64, 16 << 20
 
 
+def masses(hard: Array | None, soft: Array | None, weight: Array | None, classes: int) -> Array:
+    """What the labels of each class weigh: a row of weight 3 is three rows."""
+    if soft is not None:
+        soft = soft.astype(np.float64, copy=False)
+        return soft.sum(axis=0) if weight is None else weight @ soft
+    assert hard is not None
+    return np.bincount(hard, weight, classes).astype(np.float64)
+
+
 class Data(NamedTuple):
     """Observations (dense or CSR), labels of one kind (classes or probabilities), weights."""
 
@@ -61,6 +70,10 @@ class Data(NamedTuple):
         if moments.lie_well(self.x.dtype):
             return self, coordinates
         return self._replace(x=Standardised(self.x, coordinates)), coordinates.identity
+
+    def masses(self) -> Array:
+        """What the labels of each class weigh."""
+        return masses(self.hard, self.soft, self.weight, self.classes)
 
     def sample(self, step: int) -> tuple[Any, npt.NDArray[np.float64]]:
         """Every so manieth row, and its weight."""

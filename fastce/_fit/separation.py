@@ -22,11 +22,11 @@ from fastce._fit.passes import Array, Data
 Kind = Literal["complete", "partial", None]
 
 # Coefficients, and multiplications, up to which the information about them is computed.
-COEFFICIENTS, WORK = 1000, 1e9
+COEFFICIENTS, WORK = 1000, 2e8
 # Share of a feature's second moment, not explained by others, that is rounding.
 DEPENDENT = 1e-13
 # Numbers of data in chunks that are fetched, numbers of a linear program, and its seconds.
-FETCHED, NUMBERS, SECONDS = 1 << 22, 1 << 22, 30.0
+FETCHED, NUMBERS, SECONDS = 1 << 22, 1 << 21, 10.0
 # Largest coefficients of a direction that makes differences of 1: beyond, it is rounding.
 STEEP = 1e5
 # How much closer to the maximum the solver goes on, and how far logits move then if it has none.

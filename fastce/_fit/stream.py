@@ -65,7 +65,8 @@ class Stream:
             gradient = np.column_stack([gradient, sums])
         self._information.add(x, shift, curvature)
         prior = np.full(gradient.shape[1], PRIOR)
-        prior[:features] = np.maximum(PRIOR, self._l2 * coordinates.inverse**2)
+        penalty = np.minimum(np.sqrt(self._l2) * coordinates.inverse, 1e100) ** 2
+        prior[:features] = np.maximum(PRIOR, penalty)
         self._phi -= self._information.solve(gradient, prior)
         return float(np.sum(s * losses) / data.total_weight)
 
@@ -89,6 +90,7 @@ def _standardised(x: Any, coordinates: Coordinates) -> tuple[Any, Vector]:
     if isinstance(x, np.ndarray):
         return (x - coordinates.centre) * coordinates.inverse, np.zeros(x.shape[1])
     scaled = x.astype(np.float64)
+    scaled.sum_duplicates()
     scaled.data *= coordinates.inverse[scaled.indices]
     return scaled, coordinates.centre * coordinates.inverse
 
@@ -126,11 +128,17 @@ class _Diagonal:
         self._squares, self._beside, self._sum = np.zeros(features), np.zeros(features), 0.0
 
     def add(self, x: Any, shift: Vector, curvature: Array) -> None:
-        squares = x * x if isinstance(x, np.ndarray) else x.multiply(x).tocsr()
-        total, beside = curvature.sum(), x.T @ curvature
-        gained = squares.T @ curvature - 2 * shift * beside + shift**2 * total
-        self._squares += np.maximum(gained, 0)
-        self._beside += beside - shift * total
+        total = curvature.sum()
+        if isinstance(x, np.ndarray):
+            self._squares += curvature @ (x * x)
+            self._beside += curvature @ x
+        else:  # what is stored, and what is not: the shift, which is large where all is stored
+            features = len(shift)
+            part, weights = x.data - shift[x.indices], np.repeat(curvature, np.diff(x.indptr))
+            rest = total - np.bincount(x.indices, weights, features)
+            rest[np.bincount(x.indices, minlength=features) == x.shape[0]] = 0
+            self._squares += np.bincount(x.indices, weights * part**2, features) + rest * shift**2
+            self._beside += np.bincount(x.indices, weights * part, features) - rest * shift
         self._sum += total
 
     def move(self, ratio: Vector, step: Vector) -> None:
