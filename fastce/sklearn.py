@@ -99,8 +99,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     If `l2` is 0 there may be no maximum: the classes may be separable, completely or in part [2]_.
     A ConvergenceWarning says so, and the estimate is where the gradient had become small. Whether
     they are is settled by the derivatives at the end [3]_ or by a linear program [4]_; of large
-    data, by whether the solver still moves when it goes on. Another ConvergenceWarning says if the
-    solver could not go on although the gradient was not small.
+    data, by whether Newton's method goes on and on. Another ConvergenceWarning says if the solver
+    could not go on although the gradient was not small.
 
     References
     ----------
@@ -537,15 +537,13 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.l2:
             return
 
-        def go_on() -> Vector | None:
-            if not found.converged:
-                return None
+        def newton(start: Vector, tol: float) -> Vector:
+            curved = Objective(data, 0.0, self.fit_intercept, curved=True)
             return solvers.minimise(
-                objective, found.theta, self.solver, separation.CLOSER * self.tol, self.max_iter,
-                lambda iteration, value, gradient: None,
-            ).theta  # fmt: skip
+                curved, start, "newton-cg", tol, self.max_iter, lambda *state: None
+            ).theta
 
-        kind = separation.find(data, objective, found.theta, go_on)
+        kind = separation.find(data, objective, found.theta, newton)
         if kind == "complete":
             _tell(
                 "the classes are separable: every observation is classified rightly, so that "

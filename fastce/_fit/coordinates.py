@@ -137,7 +137,6 @@ class Coordinates(NamedTuple):
         centre = moments.mean if intercept else np.zeros(len(moments.mean))
         size = moments.spread if intercept else np.hypot(moments.mean, moments.spread)
         scale = np.hypot(size, np.sqrt(penalty))
-        scale[(size == 0) & (centre != 0)] = 0  # a constant, which the intercept stands for
         return cls(centre, np.where(scale > 0, 1 / np.where(scale > 0, scale, 1), 0.0), intercept)
 
     def split(self, model: Vector) -> tuple[Vector, Vector]:

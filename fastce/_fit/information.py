@@ -100,7 +100,9 @@ def covariance(
     found = found.reshape(count, count)
     errors = np.sqrt(np.diag(found)).reshape(classes - 1, features) * units
     units = np.tile(units, classes - 1)
-    return found * units * units[:, None], np.insert(errors, reference, 0.0, axis=0)
+    found *= units
+    found *= units[:, None]
+    return (found + found.T) / 2, np.insert(errors, reference, 0.0, axis=0)
 
 
 def _culprit(coordinates: Coordinates) -> str:

@@ -40,6 +40,8 @@ class Objective:
         moments.check()
         self.lies_well = moments.lie_well(data.x.dtype)
         self.coordinates = Coordinates.of(moments, intercept, self._l2 * data.classes)
+        if intercept:  # which stands for constants: exactly, whatever they are folded into
+            self.coordinates.inverse[(moments.spread == 0) & (moments.mean != 0)] = 0
         seen, self._left = data.seen(moments, self.coordinates)
         self._passes = passes(seen, curved=curved)
         self.needs_blas = self._passes.needs_blas

@@ -29,16 +29,17 @@ DEPENDENT = 1e-13
 FETCHED, NUMBERS, SECONDS = 1 << 22, 1 << 21, 10.0
 # Largest coefficients of a direction that makes differences of 1: beyond, it is rounding.
 STEEP = 1e5
-# How much closer to the maximum the solver goes on, and how far logits move then if it has none.
-CLOSER, MOVED = 1e-2, 1.0
+# Slopes at which Newton's method is stopped, and how far apart logits are there if there is no
+# maximum: a probability that has only to be small is smaller by as much at each of its steps.
+NEAR, NEARER, APART = 1e-5, 1e-8, 1.0
 
 
 def find(
-    data: Any, objective: Objective, theta: Vector, go_on: Callable[[], Vector | None]
+    data: Any, objective: Objective, theta: Vector, newton: Callable[[Vector, float], Vector]
 ) -> Kind:
     """How the classes are separated, as far as is told by the end of a fit without a penalty.
 
-    `go_on` returns what becomes of theta if the solver goes on; None if it had not come to an end.
+    `newton` minimises from some model until the slope is no larger than it is told.
     """
     split = objective.coordinates.split
     if data.separated(*split(theta)):
@@ -51,11 +52,9 @@ def find(
         separable = program(whole, objective)
         if separable is not None:
             return "partial" if separable else None
-    further = go_on()
-    if further is None:
-        return None
-    moved = data.range(*split(further - theta))
-    return "partial" if moved > MOVED else None
+    near = newton(theta / 2, NEAR)  # half as far, as the solver may have gone much too far
+    step = newton(near, NEARER) - near
+    return "partial" if data.range(*split(step)) > APART else None
 
 
 def has_maximum(data: Data, objective: Objective, theta: Vector) -> bool:
