@@ -25,6 +25,8 @@ from fastce._fit.objective import Objective
 from fastce._fit.stream import Stream
 from fastce._fit.summary import Summary
 
+__all__ = ["SoftmaxRegression", "Summary"]
+
 _FLOATS = [np.float64, np.float32]
 
 
@@ -255,8 +257,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if _is_of_dask(X):
             from fastce._fit.chunks import batches
 
-            for part in batches(X, y, sample_weight):
-                self.partial_fit(*part[:2], classes, part[2])
+            names = getattr(X._meta, "columns", None)
+            for part, its_labels, weight in batches(X, y, sample_weight):
+                named = part if names is None else type(X._meta)(part, columns=names)
+                self.partial_fit(named, its_labels, classes, weight)
             return self
         classes = self._classes_of_stream(y, classes)
         first = not hasattr(self, "_stream")
@@ -416,7 +420,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Returns
         -------
-        fastce._fit.summary.Summary
+        Summary
             Prints as a table; has its columns as arrays of shape (C - 1, P), one row for each class
             but the reference: `estimate`, `standard_error`, `z`, `p`, `lower`, `upper`; also
             `classes`, `features`, and `to_frame()` for pandas. With `l2`, z and p are those of a

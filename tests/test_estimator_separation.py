@@ -135,7 +135,9 @@ def test_it_is_told_exactly_where_there_is_no_maximum(case, way, solver):
     if way == "far":
         x = 1e-9 * (np.round(x * 2**20) / 2**20 + 2**20)  # exactly, before it is scaled
     given = {"csr": scipy.sparse.csr_array, "chunks": lambda a: da.from_array(a, (70, -1))}
-    found = told(lambda: SoftmaxRegression(0.0, solver=solver).fit(given.get(way, np.array)(x), y, s))
+    found = told(
+        lambda: SoftmaxRegression(0.0, solver=solver).fit(given.get(way, np.array)(x), y, s)
+    )
     want = CASES[case][1]
     assert (want in found) if want else found == ""
     assert told(lambda: SoftmaxRegression(1.0, solver=solver).fit(x, y, s)) == "" or (

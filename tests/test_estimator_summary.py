@@ -101,7 +101,9 @@ def test_standard_errors_have_the_units_of_the_estimates(factor, offset, kind):
     units = np.tile(np.append(np.ones(3) * factor, np.nan), 2)
     whole = model.covariance(given, s) * units * units[:, None]
     np.testing.assert_allclose(
-        whole[:3, 4:7], near.covariance(x, s)[:3, 4:7], atol=bound * abs(near.covariance(x, s)).max()
+        whole[:3, 4:7],
+        near.covariance(x, s)[:3, 4:7],
+        atol=bound * abs(near.covariance(x, s)).max(),
     )
 
 

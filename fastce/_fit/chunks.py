@@ -3,6 +3,7 @@
 import copy
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -151,9 +152,12 @@ class Chunks:
 def _array(name: str, value: Any) -> Any:
     """A dask array of chunks of known sizes; the lengths of a data frame's parts are computed."""
     if hasattr(value, "to_dask_array"):
-        value = value.to_dask_array(lengths=True)
+        with warnings.catch_warnings():  # strings become objects, which is as well
+            warnings.filterwarnings("ignore", "Dask currently has limited support", UserWarning)
+            value = value.to_dask_array(lengths=True)
     if not isinstance(value, da.Array):
-        value = da.from_array(np.asarray(value))
+        value = np.asarray(value)
+        value = da.from_array(value, chunks=value.shape)
     if any(np.isnan(size) for size in value.shape):
         raise ValueError(f"{name}: expected chunks of known sizes; see compute_chunk_sizes of dask")
     return value

@@ -85,7 +85,9 @@ def covariance(
     penalty = np.eye(classes - 1) - 1 / classes
     blocks = known.reshape(classes - 1, features, classes - 1, features)
     for feature in range(features - intercept):
-        blocks[:, feature, :, feature] += (np.sqrt(l2) * coordinates.inverse[feature]) ** 2 * penalty
+        blocks[:, feature, :, feature] += (
+            np.sqrt(l2) * coordinates.inverse[feature]
+        ) ** 2 * penalty
     found = inverse(known)
     if found is None:
         raise np.linalg.LinAlgError(
