@@ -276,6 +276,19 @@ def test_moments_in_blocks_and_merged(unit, weighted, sparse, monkeypatch):
         assert found.spread[3] == 0
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+def test_rows_without_weight_have_no_moments(sparse):
+    x = np.array([[1e300, 5.0], [1.0, 7.3], [2.0, 7.3], [4.0, 7.3]])
+    given = scipy.sparse.csr_array(x) if sparse else x
+    found, want = (
+        Moments.of(given, np.array([0.0, 0.1, 0.2, 0.3])),
+        Moments.of(given[1:], np.array([0.1, 0.2, 0.3])),
+    )
+    assert found.spread[1] == 0
+    for a, b in zip(found, want, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_moments_of_stored_twice():
     twice = scipy.sparse.csr_array(([1.0, 2.0, 5.0], [0, 0, 0], [0, 2, 3]), shape=(2, 1))
     found = Moments.of(twice, None)
