@@ -15,7 +15,7 @@ import scipy.sparse
 import scipy.special
 from sklearn.exceptions import ConvergenceWarning
 
-from fastce._fit import coordinates, objective, passes
+from fastce._fit import coordinates, objective, passes, stream
 from fastce._fit.coordinates import Coordinates, Moments
 from fastce.sklearn import SoftmaxRegression
 
@@ -134,6 +134,33 @@ def test_a_stream_is_that_of_the_standardised_features(unit, kind, monkeypatch):
     bound = 2e-5 if kind == "float32" else 1e-8
     np.testing.assert_allclose(found.predict_proba(far), want.predict_proba(x), atol=bound)
     np.testing.assert_allclose(found.loss_curve_, want.loss_curve_, atol=10 * bound)
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("diagonal", [True, False])
+def test_what_a_stream_knows_moves_with_its_coordinates(diagonal, intercept, monkeypatch):
+    """Nothing is learnt, and nothing forgotten, when means and spreads become others."""
+    if diagonal:
+        monkeypatch.setattr(stream, "CORRELATED", 0)
+    x, y = draw(50)
+    theta = np.random.default_rng(1).standard_normal((3, 4 + intercept))
+    drifted = Moments.of(x, None).merged(Moments.of(5 * x + 20, None))
+    found = stream.Stream(theta * 0, intercept, 0.0)
+    found.update(passes.Data(x, y, None, None, 3))
+    before, curvature = found.theta, np.linspace(0.1, 1, 50)
+    information = type(found._information)
+    found._information = moved = information(4)
+    zero = np.zeros(4)
+    moved.add(found._coordinates.design(x)[:, :4], zero, curvature)
+    found._move(drifted)
+    found._move(drifted.merged(Moments.of(9 * x - 30, None)))
+    np.testing.assert_allclose(found.theta, before, rtol=1e-12)
+    want = information(4)
+    want.add(found._coordinates.design(x)[:, :4], zero, curvature)
+    gradient, prior = np.eye(4 + intercept), np.full(4 + intercept, 1e-3)
+    np.testing.assert_allclose(
+        moved.solve(gradient, prior), want.solve(gradient, prior), rtol=1e-9, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("solver", ["lbfgs", "newton-cg"])
