@@ -131,6 +131,17 @@ def test_a_penalty_makes_it_certain_and_errors_say_what_they_cannot():
         model.summary(x, reference=-4)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_dependence_is_found_behind_its_rounding(seed):
+    """Sums of features that rounding makes ever so slightly independent."""
+    x, y, _ = draw()
+    y, mixture = y % 2, np.random.default_rng(seed).standard_normal((3, 1))
+    dependent = np.column_stack([x, x @ mixture])
+    model = SoftmaxRegression(0.0).fit(dependent, y)
+    with pytest.raises(np.linalg.LinAlgError, match="features that depend on each other"):
+        model.standard_errors(dependent)
+
+
 def test_the_table_prints_and_is_a_frame():
     pandas = pytest.importorskip("pandas")
     x, y, _ = draw()
