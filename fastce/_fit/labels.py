@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fastce._fit.passes import Array, Data
+from fastce._fit.passes import Array, Data, masses
 
 
 def are_soft(y: Any) -> bool:
@@ -20,10 +20,11 @@ def classes(y: Array) -> Array:
     return found
 
 
-def check_classes(found: Array) -> None:
-    """Refuse a single class."""
+def check_classes(found: Array, name: str = "y") -> None:
+    """Refuse a single class, or none."""
     if len(found) < 2:
-        raise ValueError(f"y: expected at least 2 classes, got 1 class, {found[0]!r}")
+        got = f"1 class, {found[0]!r}" if len(found) else "none"
+        raise ValueError(f"{name}: expected at least 2 classes, got {got}")
 
 
 def encoded(y: Any, classes: Array) -> tuple[Array | None, Array | None]:
@@ -49,7 +50,7 @@ def data(x: Any, y: Any, weight: Array | None, classes: Array, class_weight: Any
     that labels are distributions.
     """
     hard, soft = encoded(y, classes)
-    factors = _factors(class_weight, classes, hard, soft)
+    factors = _factors(class_weight, classes, hard, soft, weight)
     mass = None
     if soft is not None:
         if soft.size and soft.min() < 0:
@@ -71,18 +72,18 @@ def check_weight(total: float) -> None:
         raise ValueError("y, sample_weight: expected a weight above 0, got none")
 
 
+def balanced(counts: Array) -> Array:
+    """Factors that make all classes weigh the same, and all together what they do."""
+    return np.asarray(counts.sum() / (len(counts) * np.maximum(counts, 1e-300)))
+
+
 def _factors(
-    class_weight: Any, classes: Array, hard: Array | None, soft: Array | None
+    class_weight: Any, classes: Array, hard: Array | None, soft: Array | None, weight: Array | None
 ) -> Array | None:
     if class_weight is None:
         return None
-    if class_weight == "balanced":
-        if soft is not None:
-            counts = soft.sum(axis=0, dtype=np.float64)
-        else:
-            assert hard is not None
-            counts = np.bincount(hard, minlength=len(classes)).astype(np.float64)
-        return np.asarray(counts.sum() / (len(classes) * np.maximum(counts, 1e-300)))
+    if isinstance(class_weight, str) and class_weight == "balanced":
+        return balanced(masses(hard, soft, weight, len(classes)))
     if not isinstance(class_weight, dict):
         raise ValueError(f"class_weight: expected a dict, 'balanced' or None, got {class_weight!r}")
     known = classes.tolist()

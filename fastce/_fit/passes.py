@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 import fastce
+from fastce._fit.coordinates import Coordinates, Moments, Standardised
 
 Array = npt.NDArray[Any]
 
@@ -21,6 +22,15 @@ FEW, CACHED = 32, 1 << 20
 MEMORY = 32 << 20
 # Parts that the kernel's sums are made of: enough for many threads, and memory for their sums.
 PARTS, SUMS = 64, 16 << 20
+
+
+def masses(hard: Array | None, soft: Array | None, weight: Array | None, classes: int) -> Array:
+    """What the labels of each class weigh: a row of weight 3 is three rows."""
+    if soft is not None:
+        soft = soft.astype(np.float64, copy=False)
+        return soft.sum(axis=0) if weight is None else weight @ soft
+    assert hard is not None
+    return np.bincount(hard, weight, classes).astype(np.float64)
 
 
 class Data(NamedTuple):
@@ -47,30 +57,55 @@ class Data(NamedTuple):
         """Weights of some rows."""
         return 1.0 if self.weight is None else self.weight[rows]
 
-    def squares(self) -> npt.NDArray[np.float64]:
-        """Weighted sum over the rows of the square of each feature."""
-        x, s = self.x, self.weight
-        if not isinstance(x, np.ndarray):
-            squares = x.multiply(x)
-            return np.asarray(squares.sum(axis=0) if s is None else squares.T @ s, float).ravel()
-        found = np.zeros(x.shape[1])
-        rows = max(1, (1 << 18) // max(1, x.shape[1]))
-        for start in range(0, len(x), rows):
-            part = x[start : start + rows]
-            weights = np.ones(len(part), x.dtype) if s is None else s[start : start + rows]
-            found += weights.astype(x.dtype) @ np.square(part)
-        return found
+    def moments(self) -> Moments:
+        """Weighted mean and spread of each feature."""
+        return Moments.of(self.x, self.weight)
+
+    def seen(self, moments: Moments, coordinates: Coordinates) -> "tuple[Data, Coordinates]":
+        """Data to pass over such that no digits are lost, and what is left to be standardised.
+
+        These are the data as they are, where they lie well: a linear model of standardised features
+        is one of the features. Else their rows are standardised in every pass.
+        """
+        if moments.lie_well(self.x.dtype):
+            return self, coordinates
+        return self._replace(x=Standardised(self.x, coordinates)), coordinates.identity
+
+    def masses(self) -> Array:
+        """What the labels of each class weigh."""
+        return masses(self.hard, self.soft, self.weight, self.classes)
 
     def sample(self, step: int) -> tuple[Any, npt.NDArray[np.float64]]:
         """Every so manieth row, and its weight."""
         some = self.x[::step]
         return some, np.ones(some.shape[0]) if self.weight is None else self.weight[::step]
 
+    def blocks(self, numbers: int) -> Iterator[slice]:
+        """Slices of the rows, of so many numbers at most where a row has no more."""
+        rows = max(1, MEMORY // (8 * max(1, numbers)))
+        for start in range(0, self.x.shape[0], rows):
+            yield slice(start, min(start + rows, self.x.shape[0]))
+
     def separated(self, weight: Array, bias: Array) -> bool:
         """Whether a model gives every row its own class the largest logit; not for soft labels."""
         if self.hard is None:
             return False
-        return np.array_equal(np.argmax(self.x @ weight.T + bias, axis=1), self.hard)
+        for rows in self.blocks(self.classes):
+            z = np.asarray(self.x[rows] @ weight.T + bias)
+            own = np.arange(len(z)), self.hard[rows]
+            mine = z[own]
+            z[own] = -np.inf
+            if np.any((mine <= z.max(axis=1)) & (self.weights(rows) > 0)):
+                return False
+        return True
+
+    def range(self, weight: Array, bias: Array) -> float:
+        """The largest difference of two logits of a row, where it counts."""
+        found = 0.0
+        for rows in self.blocks(self.classes):
+            z = np.asarray(self.x[rows] @ weight.T + bias)
+            found = max(found, float(np.max(np.ptp(z, axis=1) * (self.weights(rows) > 0))))
+        return found
 
 
 class Gradient(NamedTuple):
@@ -112,10 +147,12 @@ class Products:
     def __init__(self, data: Data) -> None:
         self._data = data
         self._memory = np.empty(0, data.x.dtype)
+        self._shift = data.x.shift if isinstance(data.x, Standardised) else None
 
     def _chunks(self) -> Iterator[tuple[slice, Any]]:
         x, classes = self._data.x, self._data.classes
-        rows = max(1, MEMORY // (classes * x.dtype.itemsize))
+        numbers = classes + x.shape[1] if isinstance(x, Standardised) else classes
+        rows = max(1, MEMORY // (numbers * x.dtype.itemsize))
         for start in range(0, x.shape[0], rows):
             part = slice(start, min(start + rows, x.shape[0]))
             yield part, x[part]
@@ -134,7 +171,7 @@ class Products:
 
     def gradient(self, weight: Array, bias: Array) -> Gradient:
         """Loss and gradient of a model."""
-        weight, bias = weight.astype(self._data.x.dtype), bias.astype(self._data.x.dtype)
+        weight, bias = self._shifted(weight, bias)
         result, loss = _zeros(weight), 0.0
         for rows, x in self._chunks():
             z = self._logits(x, weight, bias)
@@ -144,19 +181,30 @@ class Products:
             )
             loss += float(np.sum(s * losses.astype(np.float64)))
             _collect(result, x, g)
-        return result._replace(loss=loss)
+        return self._unshifted(result._replace(loss=loss))
 
     def curvature(self, weight: Array, bias: Array, to: tuple[Array, Array]) -> Gradient:
         """Hessian at a model times a direction; logits are computed anew, not kept."""
-        dtype = self._data.x.dtype
-        weight, bias, v, b = (a.astype(dtype) for a in (weight, bias, *to))
+        weight, bias = self._shifted(weight, bias)
+        v, b = self._shifted(*to)
         result = _zeros(weight)
         for rows, x in self._chunks():
             z = self._logits(x, weight, bias).copy()
             u = self._logits(x, v, b)
             g = fastce.hessian_vector_product(z, u, grad_output=self._data.weights(rows))
             _collect(result, x, g)
-        return result
+        return self._unshifted(result)
+
+    def _shifted(self, weight: Array, bias: Array) -> tuple[Array, Array]:
+        """A model for rows that have not been shifted, in their dtype."""
+        if self._shift is not None:
+            bias = bias - weight @ self._shift
+        return weight.astype(self._data.x.dtype), bias.astype(self._data.x.dtype)
+
+    def _unshifted(self, found: Gradient) -> Gradient:
+        if self._shift is None:
+            return found
+        return found._replace(weight=found.weight - np.outer(found.bias, self._shift))
 
 
 def _zeros(weight: Array) -> Gradient:

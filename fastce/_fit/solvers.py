@@ -6,12 +6,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastce._fit.objective import Objective, Vector
+from fastce._fit.coordinates import Vector
+from fastce._fit.objective import Objective
 
 # Numbers of L-BFGS's memory, of two vectors each.
 MEMORY = 20
-# Iterations in a row that rounding alone may explain, after which there is no more to be had.
-STALLED = 3
+# Iterations in a row that rounding alone may explain, after which there is no more to be had; and
+# steps that a trust region may refuse in a row, each making it a quarter of its size.
+STALLED, REFUSED = 3, 10
+# Resolutions of the objective that the squared gradient may come to where rounding ends the way.
+ROUNDED = 1e3
 
 
 class Found(NamedTuple):
@@ -35,18 +39,18 @@ Report = Callable[[int, float, float], None]
 def minimise(
     objective: Objective, start: Vector, solver: str, tol: float, max_iter: int, report: Report
 ) -> Found:
-    """Minimise from `start` until no component of the gradient exceeds `tol`.
+    """Minimise from `start` until the slope, as `objective` has it, is `tol` or less.
 
-    It also ends where rounding hides any further progress.  `report` is told of every iteration:
-    its number, the objective, the largest component of the gradient.
+    It also ends where rounding hides any further progress: as it should where the slope is so
+    small that a minimum in its distance would be hidden, too, else "stalled". `report` is told of
+    every iteration: its number, the objective, the slope.
     """
     curve: list[float] = []
     v = objective.from_theta(start)
 
     def look(x: Vector) -> _State:
         objective.look(x)
-        largest = float(abs(objective.gradient).max(initial=0))
-        return _State(objective.theta, objective.value, largest)
+        return _State(objective.theta, objective.value, objective.slope)
 
     state = look(v)
     curve.append(state.value)
@@ -54,15 +58,19 @@ def minimise(
     if state.gradient <= tol:
         return Found(start, 0, curve, state.gradient, "gradient")
 
-    stalled = 0
+    stalled = 0.0
 
     def callback(intermediate_result: Any) -> None:
         nonlocal state, stalled
-        state = look(np.asarray(intermediate_result.x))
-        stalled = stalled + 1 if curve[-1] - state.value <= objective.noise * curve[-1] else 0
+        before, state = state, look(np.asarray(intermediate_result.x))
+        if before.value - state.value > objective.noise * before.value:
+            stalled = 0
+        else:
+            refused = np.array_equal(state.theta, before.theta)
+            stalled += 1 / REFUSED if refused else 1 / STALLED
         curve.append(state.value)
         report(len(curve) - 1, state.value, state.gradient)
-        if state.gradient <= tol or stalled >= STALLED:
+        if state.gradient <= tol or stalled > 1 - 1e-9:
             raise StopIteration
 
     with _calm_blas(objective.needs_blas):
@@ -71,7 +79,9 @@ def minimise(
     if state.gradient <= tol:
         reason = "gradient"
     else:
-        reason = "iterations" if iterations >= max_iter else "rounding"
+        rounded = state.gradient**2 <= ROUNDED * objective.noise * state.value
+        stopped = "rounding" if rounded else "stalled"
+        reason = "iterations" if iterations >= max_iter else stopped
     return Found(state.theta, iterations, curve, state.gradient, reason)
 
 
@@ -85,7 +95,7 @@ def _solve(
             objective, v, jac=True, method="L-BFGS-B", callback=callback,
             options={
                 "maxiter": max_iter, "maxfun": 20 * max_iter, "maxcor": MEMORY, "maxls": 20,
-                "ftol": objective.noise, "gtol": 0.0,
+                "ftol": 0.0, "gtol": 0.0,
             },
         )  # fmt: skip
     else:
