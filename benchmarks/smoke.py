@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import benchmarks
-from benchmarks import bench_accuracy, bench_ratios, bench_startup, head, measure, report
+from benchmarks import bench_accuracy, bench_ratios, bench_startup, head, measure, report, sweep
 from benchmarks.cases import CASES, Case
 
 # asv takes what is called so for a benchmark, wherever in the package it finds it.
@@ -87,6 +87,7 @@ def main() -> None:
         written = sorted(path.name for path in Path(folder).iterdir())
     print(f"report: {', '.join(written)}")
     print(f"head: {sum(1 for _ in head.run(head.TINY))} rows")
+    print(f"sweep: {len(sweep.tried('few classes', 0, 1 << 20))} results")
     for name, found, method in suite():
         cached = (found().setup_cache(),) if hasattr(found, "setup_cache") else ()
         for values in parameters(found):
