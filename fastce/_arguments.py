@@ -409,20 +409,22 @@ def check_same_shape(
         raise ValueError(f"{name}: expected the shape of {like} {like_shape}, got {shape}")
 
 
-def reduced_axes(name: str, array: AnyArray, axis: int | tuple[int, ...] | None) -> tuple[int, ...]:
+def reduced_axes(
+    name: str, shape: tuple[int, ...], axis: int | tuple[int, ...] | None
+) -> tuple[int, ...]:
     """The axes of a reduction as sorted non-negative numbers; None means all."""
     if axis is None:
-        return tuple(range(array.ndim))
+        return tuple(range(len(shape)))
     given = axis if isinstance(axis, tuple) else (axis,)
     axes = []
     for one in given:
         number = integer("axis", one)
-        if not -array.ndim <= number < array.ndim:
+        if not -len(shape) <= number < len(shape):
             raise np.exceptions.AxisError(
-                f"axis: expected integers in [-{array.ndim}, {array.ndim}) for {name} of shape "
-                f"{array.shape}, got {one}"
+                f"axis: expected integers in [-{len(shape)}, {len(shape)}) for {name} of shape "
+                f"{shape}, got {one}"
             )
-        axes.append(number % array.ndim)
+        axes.append(number % len(shape))
     if len(set(axes)) < len(axes):
         raise ValueError(f"axis: expected each axis once, got {axis}")
     return tuple(sorted(axes))

@@ -76,7 +76,7 @@ def logsumexp(
 
         return cuda.logsumexp(x, axis=axis, keepdims=keepdims)
     array = arguments.float_or_integer_array("x", x)
-    axes = arguments.reduced_axes("x", array, axis)
+    axes = arguments.reduced_axes("x", array.shape, axis)
     kept = tuple(1 if k in axes else size for k, size in enumerate(array.shape))
     if len(axes) != 1:
         array = joined(array, axes)
@@ -96,15 +96,25 @@ def joined(array: AnyArray, axes: tuple[int, ...]) -> AnyArray:
     return array.reshape(*array.shape[:kept], math.prod(array.shape[kept:]))
 
 
-def softmax(x: npt.ArrayLike, *, axis: int = -1, out: AnyArray | None = None) -> AnyArray:
+def apart(array: AnyArray, axes: tuple[int, ...], shape: tuple[int, ...]) -> AnyArray:
+    """The array of this shape whose axes `joined` has made one."""
+    kept = (size for k, size in enumerate(shape) if k not in axes)
+    array = array.reshape(*kept, *(shape[k] for k in axes))
+    return np.moveaxis(array, range(-len(axes), 0), axes)
+
+
+def softmax(
+    x: npt.ArrayLike, *, axis: int | tuple[int, ...] | None = -1, out: AnyArray | None = None
+) -> AnyArray:
     """exp(x) / sum(exp(x)): the probabilities that logits stand for.
 
     Parameters
     ----------
     x : array_like
-        As in `logsumexp`, with at least one dimension.
-    axis : int, default -1
-        The class axis; nothing is copied to move it.
+        As in `logsumexp`.
+    axis : int, tuple of int or None, default -1
+        The class axis, or several whose elements are the classes together; None means all of them,
+        an empty tuple none.
     out : numpy.ndarray, optional
         Where the result goes: of the shape of `x` and the dtype of the result, any strides,
         writable. ``out=x`` computes in place; otherwise it must not overlap `x`.
@@ -117,11 +127,11 @@ def softmax(x: npt.ArrayLike, *, axis: int = -1, out: AnyArray | None = None) ->
     Raises
     ------
     TypeError
-        If `x` is not of floats, integers or booleans, or `axis` not an integer, or `out` not an
-        array.
+        If `x` is not of floats, integers or booleans, or `axis` is not made of integers, or `out`
+        is not an array.
     ValueError
-        If `x` is a single number or its class axis is empty, `axis` is out of range
-        (numpy.exceptions.AxisError, an IndexError too), or `out` does not fit.
+        If an axis is named twice, or out of range (numpy.exceptions.AxisError, an IndexError too),
+        or `out` does not fit.
 
     See Also
     --------
@@ -132,7 +142,11 @@ def softmax(x: npt.ArrayLike, *, axis: int = -1, out: AnyArray | None = None) ->
     Notes
     -----
     -inf has probability exactly 0. A row with NaN or +inf, or all -inf, is NaN, as in SciPy; no
-    other row is touched. A row of one finite number is 1.
+    other row is touched. A row of one finite number is 1. Without elements there is nothing to
+    compute, and the result is as empty as `x`.
+
+    Nothing is copied to move one axis. Several axes are copied if their elements are not evenly
+    spaced in memory.
 
     Computed as exp(x - m) / (1 + rest) with m and rest as in `cross_entropy`. The relative error of
     results that are normal numbers is at most 1e-5 in float32 and 1e-13 in float64. 16-bit input is
@@ -146,11 +160,16 @@ def softmax(x: npt.ArrayLike, *, axis: int = -1, out: AnyArray | None = None) ->
     >>> print(fastce.softmax(x).round(4))
     [[0.6652 0.2447 0.09  ]
      [0.5    0.     0.5   ]]
+    >>> print(fastce.softmax(x, axis=None).round(4))  # of six classes
+    [[0.0237 0.0087 0.0032]
+     [0.4764 0.     0.4764]]
     """
     return _softmax(x, axis, out, logarithm=False)
 
 
-def log_softmax(x: npt.ArrayLike, *, axis: int = -1, out: AnyArray | None = None) -> AnyArray:
+def log_softmax(
+    x: npt.ArrayLike, *, axis: int | tuple[int, ...] | None = -1, out: AnyArray | None = None
+) -> AnyArray:
     """x - log(sum(exp(x))): the logarithms of the probabilities that logits stand for.
 
     Parameters
@@ -193,14 +212,27 @@ def log_softmax(x: npt.ArrayLike, *, axis: int = -1, out: AnyArray | None = None
     return _softmax(x, axis, out, logarithm=True)
 
 
-def _softmax(x: npt.ArrayLike, axis: int, out: AnyArray | None, logarithm: bool) -> AnyArray:
+def _softmax(
+    x: npt.ArrayLike,
+    axis: int | tuple[int, ...] | None,
+    out: AnyArray | None,
+    logarithm: bool,
+) -> AnyArray:
     if on_device(x):
         from fastce import cuda
 
         on_the_device = cuda.log_softmax if logarithm else cuda.softmax
-        return on_the_device(x, axis=axis, out=out)  # type: ignore[no-any-return]
+        return on_the_device(x, axis=axis, out=out)  # type: ignore[no-any-return, arg-type]
     array = arguments.float_or_integer_array("x", x)
-    axis = arguments.class_axis("x", array.shape, axis)
+    axes = arguments.reduced_axes("x", array.shape, axis)
     out = outputs.gradient(out, array, "x")
-    cpu.calls.softmax(axis, array, out, logarithm)
+    if not array.size:
+        return out
+    if len(axes) == 1:
+        cpu.calls.softmax(axes[0], array, out, logarithm)
+        return out
+    rows, results = joined(array, axes), joined(out, axes)
+    cpu.calls.softmax(rows.ndim - 1, rows, results, logarithm)
+    if not np.may_share_memory(results, out):  # they could not be joined where they lie
+        out[...] = apart(results, axes, out.shape)
     return out

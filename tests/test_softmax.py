@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.special
 
 import fastce
 from tests import oracle
@@ -129,3 +130,32 @@ def test_out_has_the_results():
         out = np.empty_like(x)
         assert getattr(fastce, name)(x, out=out) is out
         assert same_bits(out, getattr(fastce, name)(x))
+
+
+@pytest.mark.parametrize("axis", [None, (), (2, 3), (0, 2), (3, 0), (-1, 1, 2), (1,)], ids=str)
+@pytest.mark.parametrize("name", BOTH)
+def test_several_axes_are_the_classes_together(name, axis):
+    x = draw((2, 3, 4, 5), np.float64, scale=3.0)
+    want = getattr(scipy.special, name)(x, axis=axis)
+    call = getattr(fastce, name)
+    np.testing.assert_allclose(call(x, axis=axis), want, rtol=1e-13)
+    # Elements that lie unevenly are copied, and the result put where it belongs.
+    uneven = np.asfortranarray(x)[:, ::-1, ::2]
+    out = np.zeros((5, 2, 6, 4)).transpose(1, 2, 3, 0)[:, ::2, ::2]
+    want = getattr(scipy.special, name)(uneven, axis=axis)
+    assert call(uneven, axis=axis, out=out) is out
+    np.testing.assert_allclose(out, want, rtol=1e-13)
+    in_place = x.copy().transpose(2, 0, 3, 1)
+    want = call(in_place, axis=axis)
+    assert same_bits(call(in_place, axis=axis, out=in_place), want)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_an_array_without_elements_has_an_empty_result(name):
+    call = getattr(fastce, name)
+    for shape in ((0,), (3, 0), (0, 3), (2, 0, 3)):
+        for axis in (0, -1, None):
+            assert call(np.zeros(shape, np.float32), axis=axis).shape == shape
+    assert np.all(fastce.logsumexp(np.zeros((3, 0))) == -np.inf)
+    with pytest.raises(np.exceptions.AxisError, match="axis"):
+        call(np.zeros((3, 0)), axis=2)

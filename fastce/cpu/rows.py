@@ -13,8 +13,8 @@ that matters.  The power keeps the sums of order one; being a power of two it co
 
 Sums run over a fixed number of lanes in blocks of a fixed length, so that every bit is the same
 whatever the threads, the batch or the processor.  No more than four float32 exponentials are added
-up, two and two, before the sum moves on to float64: their own error is 1.3e-7 at most, each of the two
-additions may add 6e-8, and what is promised is 3e-7 whatever the others are.
+up, two and two, before the sum moves on to float64: their own error is 1.3e-7 at most, each of the
+two additions may add 6e-8, and what is promised is 3e-7 whatever the terms are.
 
 A row lies in memory `offset` bytes from a base (see `vector`), `step` bytes from class to class
 (None: side by side), and has at least as many classes as a vector has lanes.

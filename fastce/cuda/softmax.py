@@ -87,7 +87,8 @@ def log_softmax(x: Any, *, axis: int = -1, out: Any = None) -> Any:
 
 def _softmax(task: str, x: Any, axis: int, out: Any) -> Any:
     array = calls.begin("x", x)
-    axis = arguments.class_axis("x", array.shape, axis)
+    arguments.reduced_axes("x", array.shape, axis)
     made = output(out, array, "x")
-    calls.rows(task, axis, array, out=made)
+    if 0 not in array.shape:  # else there is nothing to compute, and the result as empty
+        calls.rows(task, arguments.class_axis("x", array.shape, axis), array, out=made)
     return made.result if out is None else out

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,9 @@ from fastce import _arguments as arguments
 from fastce import _softmax_slice as slices
 from fastce import shards
 from fastce._arguments import AnyArray
-from fastce.dask._chunks import Grid, chunked, key_of
+from fastce.dask._chunks import chunked, key_of
 from fastce.dask._graph import Graph, Index, Key
-from fastce.softmax import joined
+from fastce.softmax import apart, joined
 
 
 def logsumexp(x: Any, *, axis: int | tuple[int, ...] | None = -1, keepdims: bool = False) -> Any:
@@ -54,21 +54,13 @@ def logsumexp(x: Any, *, axis: int | tuple[int, ...] | None = -1, keepdims: bool
     """
     chunked("x", x)
     dtype = np.dtype(arguments.compute_dtype(_dtype(x)))
-    axes = arguments.reduced_axes("x", x, axis)
+    axes = arguments.reduced_axes("x", x.shape, axis)
     classes = math.prod(x.shape[k] for k in axes)
     graph = Graph("logsumexp", x)
     given: dict[str, Any] = {"axes": axes, "keepdims": keepdims}
     blocks: dict[Index, Key] = {}
-    for kept in itertools.product(
-        *([0] if k in axes else range(count) for k, count in enumerate(x.numblocks))
-    ):
-        along = [
-            block
-            for block in itertools.product(
-                *(range(x.numblocks[k]) if k in axes else [kept[k]] for k in range(x.ndim))
-            )
-            if all(x.chunks[k][block[k]] for k in axes)
-        ]
+    for kept, along in _rows_of_blocks(x, axes):
+        along = [block for block in along if _size(x, block, axes)]
         if len(along) > 1:
             parts = _partials(graph, x, along, axes, classes)
             key = graph.task(_finished, graph.tree(shards.merge, parts), **given)
@@ -86,15 +78,15 @@ def logsumexp(x: Any, *, axis: int | tuple[int, ...] | None = -1, keepdims: bool
     return graph.array(blocks, chunks, dtype)
 
 
-def softmax(x: Any, *, axis: int = -1) -> Any:
+def softmax(x: Any, *, axis: int | tuple[int, ...] | None = -1) -> Any:
     """exp(x) / sum(exp(x)) of chunks, lazily.
 
     Parameters
     ----------
     x : dask.array.Array
         As in `fastce.softmax`, in any chunks of known sizes.
-    axis : int, default -1
-        The class axis.
+    axis
+        As there.
 
     Returns
     -------
@@ -122,7 +114,7 @@ def softmax(x: Any, *, axis: int = -1) -> Any:
     return _softmax("softmax", fastce.softmax, x, axis, logarithm=False)
 
 
-def log_softmax(x: Any, *, axis: int = -1) -> Any:
+def log_softmax(x: Any, *, axis: int | tuple[int, ...] | None = -1) -> Any:
     """x - log(sum(exp(x))) of chunks, lazily.
 
     Parameters
@@ -152,25 +144,56 @@ def log_softmax(x: Any, *, axis: int = -1) -> Any:
 
 
 def _softmax(
-    label: str, whole: Callable[..., AnyArray], x: Any, axis: int, *, logarithm: bool
+    label: str,
+    whole: Callable[..., AnyArray],
+    x: Any,
+    axis: int | tuple[int, ...] | None,
+    *,
+    logarithm: bool,
 ) -> Any:
     chunked("x", x)
     dtype = _dtype(x)
-    axis = arguments.class_axis("x", x.shape, axis)
-    graph, grid = Graph(label, x), Grid(x.chunks, axis)
-    blocks = grid.without_classes(graph, dtype)
-    for row in grid.rows():
-        along = list(grid.along(row))
-        if len(along) == 1:
-            blocks[along[0]] = graph.task(whole, key_of(x, along[0]), axis=axis)
-            continue
-        parts = _partials(graph, x, along, (axis,), x.shape[axis])
-        total = graph.tree(shards.merge, parts)
+    axes = arguments.reduced_axes("x", x.shape, axis)
+    classes = math.prod(x.shape[k] for k in axes)
+    graph = Graph(label, x)
+    blocks: dict[Index, Key] = {}
+    for _, along in _rows_of_blocks(x, axes):
+        divided = [block for block in along if _size(x, block, axes)]
+        if len(divided) > 1:
+            total = graph.tree(shards.merge, _partials(graph, x, divided, axes, classes))
+            for block in divided:
+                blocks[block] = graph.task(
+                    _slice, key_of(x, block), total, axes=axes, logarithm=logarithm
+                )
         for block in along:
-            blocks[block] = graph.task(
-                slices.softmax, key_of(x, block), total, axis=axis, logarithm=logarithm
-            )
+            if block not in blocks:
+                blocks[block] = graph.task(whole, key_of(x, block), axis=axes)
     return graph.array(blocks, x.chunks, dtype)
+
+
+def _rows_of_blocks(x: Any, axes: tuple[int, ...]) -> Iterator[tuple[Index, list[Index]]]:
+    """Blocks whose rows are the same; with the first one's index, as far as it is not of `axes`."""
+    for kept in itertools.product(
+        *([0] if k in axes else range(count) for k, count in enumerate(x.numblocks))
+    ):
+        yield kept, list(itertools.product(
+            *(range(x.numblocks[k]) if k in axes else [kept[k]] for k in range(x.ndim))
+        ))  # fmt: skip
+
+
+def _size(x: Any, block: Index, axes: tuple[int, ...]) -> int:
+    """The number of classes of a block."""
+    return math.prod(x.chunks[k][block[k]] for k in axes)
+
+
+def _slice(
+    x: AnyArray, total: shards.Partial, *, axes: tuple[int, ...], logarithm: bool
+) -> AnyArray:
+    """softmax of a block, or its logarithm."""
+    if len(axes) == 1:
+        return slices.softmax(x, total, axes[0], logarithm)
+    rows = joined(x, axes)
+    return apart(slices.softmax(rows, total, rows.ndim - 1, logarithm), axes, x.shape)
 
 
 def _dtype(x: Any) -> np.dtype[Any]:
@@ -187,7 +210,7 @@ def _partials(
         parts.append(
             graph.task(_partial, key_of(x, block), axes=axes, class_offset=start, classes=classes)
         )
-        start += math.prod(x.chunks[k][block[k]] for k in axes)
+        start += _size(x, block, axes)
     return parts
 
 
