@@ -62,9 +62,11 @@ def binary_cross_entropy(
     binary_cross_entropy_and_grad : The gradient as well.
     cross_entropy : One label out of many. For two classes with the logits (0, z) it is this loss.
 
-    Notes ----- Edge cases: infinite logits give the limits, 0 where the label agrees (+inf with t =
-    1, -inf with t = 0) and +inf where it does not. NaN in an element makes that element NaN.
-    Without elements "mean" is NaN and "sum" 0.
+    Notes
+    -----
+    Edge cases: infinite logits give the limits, 0 where the label agrees (+inf with t = 1, -inf
+    with t = 0) and +inf where it does not. NaN in an element makes that element NaN. Without
+    elements "mean" is NaN and "sum" 0.
 
     softplus(z) is computed as max(z, 0) + log1p(exp(-|z|)) [1]_: for t in [0, 1] no term is
     negative, nothing cancels, and confident predictions keep their small losses. All of it, and the

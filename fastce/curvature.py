@@ -67,9 +67,11 @@ def gradient_hessian(
     cross_entropy_and_grad : The loss and its gradient, with every option.
     hessian_vector_product : The exact Hessian, not only its diagonal.
 
-    Notes ----- A class at -inf has gradient and curvature 0 (beside the floor of "xgboost", and
-    unless it is the target). A row with NaN or +inf, or all -inf, is NaN. The floor is applied
-    before the weight and rounds to 0 in float16.
+    Notes
+    -----
+    A class at -inf has gradient and curvature 0 (beside the floor of "xgboost", and unless it is
+    the target). A row with NaN or +inf, or all -inf, is NaN. The floor is applied before the weight
+    and rounds to 0 in float16.
 
     Where one class has most of the probability, 1 - p is computed as rest / (1 + rest), with rest
     as in `cross_entropy`, so that neither the gradient nor the curvature of a confident row is
