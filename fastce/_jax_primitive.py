@@ -68,6 +68,13 @@ def _results(logits: Any, labels: Any, *upstream: Any, options: Options) -> Any:
     return (losses, jax.core.ShapedArray(logits.shape, logits.dtype))[: 1 + len(upstream)]
 
 
+@_rows.def_impl  # type: ignore[untyped-decorator]
+def _at_once(*operands: Any, options: Options) -> Any:
+    """Where JAX compiles nothing, as with `jax.disable_jit`: compiled all the same."""
+    with jax.disable_jit(False):
+        return rows(*operands, options=options)
+
+
 def _batched(operands: Any, axes: Any, *, options: Options) -> Any:
     """The rows of all members of a batch: one more axis in front."""
     size = next(a.shape[k] for a, k in zip(operands, axes, strict=True) if k is not None)

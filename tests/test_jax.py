@@ -8,6 +8,8 @@ import pytest
 
 import fastce
 from tests.checks import draw, draw_soft, draw_targets, same_bits
+from tests.families import faults
+from tests.sweep import batches, boundaries
 
 jax = pytest.importorskip("jax")
 optax = pytest.importorskip("optax")
@@ -310,3 +312,31 @@ def test_a_row_without_any_class_counts_for_nothing():
         )
         np.testing.assert_allclose(loss, fastce.cross_entropy(logits[0], 1), rtol=1e-6)
         assert not grad[1].any()
+
+
+def test_without_compiling_all_is_the_same():
+    """`jax.disable_jit` is for looking for faults: losses and gradients must be there then, too."""
+    logits, targets = jnp.asarray(draw((9, 7), np.float32)), draw_targets((9,), 7, np.int32)
+
+    def losses(z):
+        return fastce.jax.cross_entropy(z, targets, reduction="none")
+
+    def gradient(z):
+        return jax.grad(fastce.jax.cross_entropy)(z, targets)
+
+    def integer_labels(z):
+        return fastce.jax.softmax_cross_entropy_with_integer_labels(z, targets)
+
+    for function in (losses, gradient, integer_labels):
+        want = jax.jit(function)(logits)
+        with jax.disable_jit():
+            assert same_bits(function(logits), want)
+
+
+def test_numbers_around_which_exponentials_change_their_power():
+    """The kernels of XLA's handlers on the boundaries of the sweep."""
+    x = boundaries(np.dtype(np.float32))
+    for part, batch in batches(x, 1):
+        losses, grad = result(jnp.asarray(batch.logits), batch.targets, reduction="none")
+        found = {"loss": np.asarray(losses), "grad": np.asarray(grad)}
+        assert not faults(found, batch, x.dtype), part
