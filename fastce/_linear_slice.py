@@ -41,7 +41,8 @@ class LinearSlice:
                 f"targets: expected shape {shape[:1]}, or {shape} if they are probabilities, "
                 f"got {self._targets.shape}"
             )
-        self._slice: Any = {"class_offset": class_offset, "weight": class_weight}
+        offset = arguments.integer("class_offset", class_offset)
+        self._slice: Any = {"class_offset": offset, "weight": class_weight}
         self.rows_at_once = rows_at_once(len(self._weight), compute)
         self._kept: AnyArray | None = None
 

@@ -109,7 +109,7 @@ def gradient_hessian(
         "lightgbm": cpu.calls.Curve(curved=classes / max(classes - 1, 1)),
         "abs_residual": cpu.calls.Curve(straight=1.0, at_target=True),
     }
-    if hessian not in curves:
+    if not isinstance(hessian, str) or hessian not in curves:
         raise ValueError(f"hessian: expected one of {', '.join(curves)}, got {hessian!r}")
     # Nothing is to be ignored: a class in that place is as good as none.
     bad_row = cpu.calls.check_targets(hard, classes, 0, None)[0]

@@ -131,8 +131,11 @@ def cross_entropy(
         "logits", np.dtype(logits.dtype), logits.shape, axis,
         np.dtype(targets.dtype), targets.shape, chosen.ignore_index,
     )  # fmt: skip
-    if normalizer is not None and reduction != "mean":
-        raise ValueError(f'normalizer: expected reduction "mean", got {reduction!r}')
+    reduction = chosen.reduction
+    if normalizer is not None:
+        if reduction != "mean":
+            raise ValueError(f'normalizer: expected reduction "mean", got {reduction!r}')
+        normalizer = _one_number("normalizer", normalizer, fit.dtype)
     options = Options(logits.ndim - 1 - fit.axis, chosen.label_smoothing, chosen.z_loss)
     if fit.hard:
         labels = _classes(targets, fit.classes, chosen.ignore_index)
@@ -142,7 +145,7 @@ def cross_entropy(
         count = jnp.asarray(fit.row_count, fit.dtype)
     scale = jnp.ones((), fit.dtype)
     if reduction == "mean":
-        divisor = count if normalizer is None else jnp.asarray(normalizer, fit.dtype)
+        divisor = count if normalizer is None else normalizer
         scale = jnp.where(divisor == 0, 0, 1 / jnp.where(divisor == 0, 1, divisor))
     losses = _losses(logits, labels, jnp.broadcast_to(scale, fit.rows), options)
     if reduction == "none":
@@ -259,6 +262,15 @@ def softmax_cross_entropy(
     return losses.astype(logits.dtype)
 
 
+def _one_number(name: str, value: Any, dtype: Any) -> Any:
+    """A number, which may be known to a compiled program alone, as an array without axes."""
+    known = isinstance(value, jax.Array)
+    array = jnp.asarray(value if known else arguments.number(name, value), dtype)
+    if array.size != 1:
+        raise TypeError(f"{name}: expected a number, got an array of shape {array.shape}")
+    return array.reshape(())
+
+
 def _floats(logits: Any) -> Any:
     """Logits as an array of JAX, of a dtype that the kernels know."""
     logits = jnp.asarray(logits)
@@ -282,7 +294,7 @@ def _one_axis(logits: Any, where: Any, axis: int | tuple[int, ...] | None) -> tu
         if where.ndim != logits.ndim:
             where = jnp.expand_dims(where, tuple(range(logits.ndim)) if axis is None else axis)
         where = jnp.broadcast_to(where, logits.shape)
-    if isinstance(axis, int):
+    if axis is not None and not isinstance(axis, tuple | list):
         return logits, where, arguments.class_axis("logits", logits.shape, axis)
     axes = range(logits.ndim) if axis is None else axis
     of_classes = tuple(arguments.class_axis("logits", logits.shape, k) for k in axes)
