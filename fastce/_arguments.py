@@ -34,9 +34,25 @@ def _is_float(dtype: np.dtype[Any]) -> bool:
     return (dtype.kind == "f" and dtype.itemsize <= 8) or is_bfloat16(dtype)
 
 
+def any_array(name: str, value: npt.ArrayLike) -> AnyArray:
+    """An array of any dtype; whatever is not one yet comes in through here."""
+    if type(value) is not np.ndarray:
+        refuse_mask(name, value)
+    return np.asarray(value)
+
+
+def refuse_mask(name: str, value: Any) -> None:
+    """Fail where a mask would be dropped: kernels would read what its owner has called invalid."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name}: expected an array without a mask, got {type(value).__name__}; its method "
+            "filled makes one of it"
+        )
+
+
 def float_array(name: str, value: npt.ArrayLike) -> AnyArray:
     """An array of one of the four floating-point dtypes."""
-    array = np.asarray(value)
+    array = any_array(name, value)
     check_float(name, array.dtype)
     return native(array)
 
@@ -49,7 +65,7 @@ def check_float(name: str, dtype: np.dtype[Any]) -> None:
 
 def float_or_integer_array(name: str, value: npt.ArrayLike) -> AnyArray:
     """A floating-point array; integers and booleans become float64."""
-    array = np.asarray(value)
+    array = any_array(name, value)
     if array.dtype.kind in "iub":
         return array.astype(np.float64)
     return float_array(name, array)
@@ -168,7 +184,7 @@ def check_integers(dtype: np.dtype[Any]) -> None:
 
 def hard_targets(value: npt.ArrayLike, logits: AnyArray, axis: int) -> npt.NDArray[np.int64]:
     """Labels that must be integers."""
-    array = np.asarray(value)
+    array = any_array("targets", value)
     check_integers(array.dtype)
     fit = signature("logits", logits.dtype, logits.shape, axis, array.dtype, array.shape, -1)
     return hard_labels(array, fit.classes, -1)
@@ -180,7 +196,7 @@ def row_weight(
     """One weight per row, in row order."""
     if value is None:
         return None
-    array = np.asarray(value)
+    array = any_array(name, value)
     check_row_weight(name, array.dtype, array.shape, rows)
     return np.ascontiguousarray(array, np.float64).reshape(-1)
 
@@ -210,6 +226,7 @@ def integer(name: str, value: Any) -> int:
     """A plain integer: what is given, or what an array or tensor of one integer holds."""
     if type(value) is int:
         return value
+    refuse_mask(name, value)
     try:
         held = _held(value)
         if isinstance(held, bool):
@@ -223,6 +240,7 @@ def number(name: str, value: Any) -> float:
     """A plain float: what is given, or what an array or tensor of one number holds."""
     if type(value) is float:
         return value
+    refuse_mask(name, value)
     try:
         held = _held(value)
         return float("" if isinstance(held, str | bytes) else held)  # "0.1" is no number here
@@ -366,7 +384,7 @@ def class_weight(
     """One weight per class in the dtype that is computed with."""
     if value is None:
         return None
-    array = np.asarray(value)
+    array = any_array(name, value)
     check_class_weight(name, array.dtype, array.shape, classes)
     return np.ascontiguousarray(array, compute_dtype(dtype))
 
@@ -388,7 +406,7 @@ def upstream(value: npt.ArrayLike | None, rows: tuple[int, ...], reduction: str)
     """The upstream gradient as one number and, with reduction="none", one per row or None."""
     if value is None:
         return 1.0, None
-    array = np.asarray(value)
+    array = any_array("grad_output", value)
     check_upstream(array.dtype, array.shape, rows, reduction)
     if array.ndim == 0:
         return float(array), None

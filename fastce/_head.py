@@ -67,7 +67,7 @@ class Head(NamedTuple):
         given = arguments.options(
             ignore_index, label_smoothing, z_loss, softcap, reduction, normalizer
         )
-        call = Call("logits", logits, targets, -1, class_weight, given)
+        call = Call("logits", logits, targets, -1, class_weight, given, "class_weight")
         options = {"weight": call.weight, **given._asdict(), "reduction": "none"}
         del options["normalizer"]
         weights, rows = call.divisors()

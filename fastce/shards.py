@@ -150,7 +150,7 @@ class _Slice:
         weight: npt.ArrayLike | None, class_offset: int, classes: int, ignore_index: int,
     ) -> None:  # fmt: skip
         self.logits = z = arguments.float_array("logits", logits)
-        labels = np.asarray(targets)
+        labels = arguments.any_array("targets", targets)
         fit = arguments.signature(
             "logits", z.dtype, z.shape, axis, labels.dtype, labels.shape, ignore_index
         )
@@ -419,6 +419,8 @@ def merge_records(records: Records, others: Records, dtype: npt.DTypeLike) -> No
     >>> float(a.records[0, 0])
     5.0
     """
+    arguments.refuse_mask("records", records)
+    arguments.refuse_mask("others", others)
     if records.shape != others.shape:
         raise ValueError(f"others: expected shape {records.shape}, got {others.shape}")
     kernels.merge(records, writable(others), np.dtype(dtype).type(0))
@@ -517,9 +519,10 @@ def target_sums(
     targets: npt.ArrayLike, classes: int, weight: npt.ArrayLike | None, ignore_index: int
 ) -> Sums:
     """Weights and number of targets alone, without losses; the weights are those of all classes."""
-    logits = np.broadcast_to(np.float64(0), (*np.shape(targets), classes))  # for its shape alone
+    labels = arguments.any_array("targets", targets)
+    logits = np.broadcast_to(np.float64(0), (*labels.shape, classes))  # for its shape alone
     options = arguments.options(ignore_index, 0.0, 0.0, None, "sum", None)
-    call = Call("classes", logits, np.asarray(targets), -1, weight, options)
+    call = Call("classes", logits, labels, -1, weight, options)
     return Sums(0.0, 0.0, float(call.total_weight), float(call.count))
 
 

@@ -35,6 +35,7 @@ _BINARY = _LOGITS | {
     "targets": PROBABILITIES, "weight": Z * Z, "pos_weight": BY_CLASS, "grad_output": Z,
 }  # fmt: skip
 _LINEAR = _LOGITS | {
+    "out": None,
     "x": draw((ROWS, FEATURES)), "weight": draw((CLASSES, FEATURES), seed=1), "bias": BY_CLASS,
     "class_weight": BY_CLASS,
 }  # fmt: skip
@@ -52,11 +53,6 @@ OTHERS = {
     "keepdims", "reduction", "hessian", "accumulate", "entropy", "out", "total", "first", "others",
     "size_average", "reduce", "dtype", "in_place", "sample_weight", "where",
 }  # fmt: skip
-# Of arrays: those that a call need not be given.
-OPTIONAL = {
-    "weight", "sample_weight", "grad_output", "out", "pos_weight", "bias", "class_weight", "where",
-    "linear_bias",
-}  # fmt: skip
 
 
 class Public(NamedTuple):
@@ -65,7 +61,7 @@ class Public(NamedTuple):
     name: str
     function: Callable[..., Any]
     values: dict[str, Any]
-    own: Callable[[Any], Any] = np.asarray
+    own: Callable[[str, Any], Any] = lambda name, value: value
 
     @property
     def parameters(self) -> list[str]:
@@ -90,7 +86,7 @@ class Public(NamedTuple):
 
     def given(self, name: str, value: Any) -> Any:
         """A value as this function takes it."""
-        return self.own(value) if isinstance(value, np.ndarray) else value
+        return self.own(name, value) if isinstance(value, np.ndarray) else value
 
     def results(self, **given: Any) -> list[Any]:
         """Everything that a call of it returns, as arrays of NumPy; `out` is made anew."""
@@ -121,22 +117,19 @@ def _core() -> Iterator[Public]:
     for name in ("partial", "finish", "grad"):
         yield Public(f"fastce.shards.{name}", getattr(shards, name), _SLICE)
     objective = boosting.softmax_objective("xgboost")
-    boosted = {"first": Y, "second": Z, "sample_weight": np.abs(BY_ROW)}
+    boosted = {"first": Y, "second": Z, "sample_weight": np.abs(BY_ROW)}  # labels, scores
     yield Public("fastce.boosting.softmax_objective", objective, boosted)
 
 
 def _dask() -> Iterator[Public]:
     da = importlib.import_module("dask.array")
     module = importlib.import_module("fastce.dask")
+
+    def own(name: str, value: Any) -> Any:
+        return da.from_array(value, (4, -1)) if name in ("logits", "log_probs", "x") else value
+
     for name in module.__all__:
-        values = _family(name)
-        chunked = ("x",) if name.startswith("linear") else ("logits", "log_probs", "x")
-
-        def own(value: Any, values: Any = values, chunked: Any = chunked) -> Any:
-            divided = any(value is values[name] for name in chunked)
-            return da.from_array(value, (4, -1)) if divided else value
-
-        yield Public(f"fastce.dask.{name}", getattr(module, name), values, own)
+        yield Public(f"fastce.dask.{name}", getattr(module, name), _family(name), own)
 
 
 def _torch() -> Iterator[Public]:
@@ -147,7 +140,7 @@ def _torch() -> Iterator[Public]:
         "input": _LINEAR["x"], "linear_weight": _LINEAR["weight"], "target": Y,
         "linear_bias": BY_CLASS, "weight": BY_CLASS,
     }  # fmt: skip
-    own = lambda value: torch.from_numpy(value.copy())  # noqa: E731
+    own = lambda name, value: torch.from_numpy(value.copy())  # noqa: E731
     yield Public("fastce.torch.cross_entropy", module.cross_entropy, logits, own)
     yield Public("fastce.torch.linear_cross_entropy", module.linear_cross_entropy, linear, own)
 
