@@ -76,7 +76,7 @@ def _usable_processors() -> int | str:
 
 def _cache(folder: Path | None) -> str:
     if folder is None:
-        return "off: no folder can be written, kernels are compiled in every process"
+        return "off: no folder is to be had, kernels are compiled in every process"
     sizes = [path.stat().st_size for path in folder.glob("*.nbc")]
     return f"{folder} ({len(sizes)} kernels, {sum(sizes) / 1e6:.1f} MB)"
 
