@@ -24,9 +24,7 @@ def chunked(name: str, value: Any) -> Any:
 
 def any_array(name: str, value: Any) -> Any:
     """A dask array of known chunks, or whatever else is an array in memory."""
-    return (
-        chunked(name, value) if isinstance(value, da.Array) else arguments.any_array(name, value)
-    )
+    return chunked(name, value) if isinstance(value, da.Array) else arguments.any_array(name, value)
 
 
 def in_memory(name: str, value: Any) -> Any:
