@@ -386,7 +386,8 @@ def class_weight(
         return None
     array = any_array(name, value)
     check_class_weight(name, array.dtype, array.shape, classes)
-    return np.ascontiguousarray(array, compute_dtype(dtype))
+    with np.errstate(over="ignore", under="ignore"):
+        return np.ascontiguousarray(array, compute_dtype(dtype))
 
 
 def check_class_weight(

@@ -8,8 +8,10 @@ import numpy.typing as npt
 from fastce import _arguments as arguments
 from fastce import cpu
 from fastce._arguments import AnyArray
+from fastce._mode import in_default_mode
 
 
+@in_default_mode
 def gradient_hessian(
     logits: npt.ArrayLike,
     targets: npt.ArrayLike,
@@ -120,6 +122,7 @@ def gradient_hessian(
     return grad, hess
 
 
+@in_default_mode
 def hessian_vector_product(
     logits: npt.ArrayLike,
     v: npt.ArrayLike,

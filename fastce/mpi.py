@@ -39,6 +39,7 @@ from fastce import losses, shards
 from fastce._arguments import AnyArray, Reduction
 from fastce._call import Call
 from fastce._linear_slice import LinearSlice
+from fastce._mode import in_default_mode
 from fastce.losses import CrossEntropyStats
 
 _RAISED = (TypeError, ValueError, IndexError, MemoryError)
@@ -207,6 +208,7 @@ def cross_entropy_stats(
     )
 
 
+@in_default_mode
 def linear_cross_entropy_and_grad(
     x: npt.ArrayLike,
     weight: npt.ArrayLike,
@@ -325,6 +327,7 @@ def total_weight(
     return _agree(comm, error, (classes, ignore_index), local)[0]
 
 
+@in_default_mode
 def data_parallel_cross_entropy_and_grad(
     logits: npt.ArrayLike,
     targets: npt.ArrayLike,

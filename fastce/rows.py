@@ -34,6 +34,7 @@ Examples
 """
 
 import hashlib
+import os
 from typing import Any
 
 import numpy as np

@@ -45,7 +45,8 @@ _SLICE = _LOGITS | {"class_offset": 0, "classes": CLASSES, "total": _TOTAL}
 # Options that are numbers: two values each, which make a difference.
 NUMBERS = {
     "axis": (-1, -2), "ignore_index": (0, 1), "label_smoothing": (0.125, 0.5),
-    "z_loss": (0.125, 0.5), "softcap": (1.0, 0.25), "normalizer": (2.0, 8.0), "skip_below": (0.0, 0.875),
+    "z_loss": (0.125, 0.5), "softcap": (1.0, 0.25), "normalizer": (2.0, 8.0),
+    "skip_below": (0.0, 0.875),
     "class_offset": (0, 1), "classes": (6, 5),
 }  # fmt: skip
 # Choices; and results of other functions.

@@ -459,5 +459,5 @@ def test_a_mask_is_told_by_the_logit_and_not_by_its_quotient(dtype, low, softcap
     assert not np.take(grad, 1, axis).astype(float).any()  # where the class is masked
     if dtype in ("float64", "float32"):
         row = np.ascontiguousarray(np.moveaxis(z, axis, -1)[0])
-        options = dict(label_smoothing=0.0, z_loss=0.0, softcap=softcap)
+        options = {"label_smoothing": 0.0, "z_loss": 0.0, "softcap": softcap}
         assert rows.cross_entropy(row, 0, None, *options.values()) == pytest.approx(want, rel=1e-6)

@@ -45,7 +45,7 @@ def test_gradients_of_a_linear_layer_do_not_go_to_a_masked_array(place):
     x, weight, bias = np.ones((6, 3)), np.ones((6, 3)), np.ones(6)
     out = [np.zeros_like(a) for a in (x, weight, bias)]
     out[place] = masked(out[place])
-    with pytest.raises(TypeError, match="^out: .* without a mask"):
+    with pytest.raises(TypeError, match=r"^out: .* without a mask"):
         fastce.linear_cross_entropy_and_grad(x, weight, np.arange(6), bias=bias, out=tuple(out))
     assert not any(a.any() for a in out)
 
@@ -65,10 +65,10 @@ def test_a_chunk_that_turns_out_to_be_masked_is_refused():
     fastce_dask = pytest.importorskip("fastce.dask")
     z = da.ones((4, 3), chunks=2).map_blocks(masked, dtype=float, meta=np.empty((0, 0)))
     for function in (fastce_dask.softmax, fastce_dask.logsumexp):
-        with pytest.raises(TypeError, match="x: .* without a mask"):
+        with pytest.raises(TypeError, match=r"x: .* without a mask"):
             function(z).compute(scheduler="synchronous")
     y = da.ones(4, dtype=int, chunks=2)
-    with pytest.raises(TypeError, match="logits: .* without a mask"):
+    with pytest.raises(TypeError, match=r"logits: .* without a mask"):
         fastce_dask.cross_entropy(z, y).compute(scheduler="synchronous")
 
 

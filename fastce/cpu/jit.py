@@ -34,6 +34,8 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
 from numba.core.sigutils import normalize_signature
 
+from fastce.cpu.mode import InDefaultMode
+
 if hasattr(os, "register_at_fork"):
     # A child forked while another thread compiles would find the compiler locked for ever.
     os.register_at_fork(
@@ -56,7 +58,15 @@ _UNWRAPPED = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile `function` on first use into code that runs without the interpreter lock."""
+    """Compile `function` on first use into code that runs without the interpreter lock.
+
+    It computes in the default mode of floating-point arithmetic, see `fastce.cpu.mode`.
+    """
+    return _cached(numba.njit(function, pipeline_class=InDefaultMode, **_FLAGS))
+
+
+def as_called(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile `function` on first use into code that computes in the mode of who calls it."""
     return _cached(numba.njit(function, **_FLAGS))
 
 
@@ -76,9 +86,14 @@ def public(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def c_function(function: Callable[..., Any], signature: Any) -> Any:
-    """Compile `function` now into one that C can call; its `address` is good while it lives."""
+    """Compile `function` now into one that C can call; its `address` is good while it lives.
+
+    It computes in the default mode, as a `kernel` does.
+    """
     args, result = normalize_signature(signature)
-    compiled = CFunc(function, (args, result), locals={}, options=dict(_FLAGS))
+    compiled = CFunc(
+        function, (args, result), locals={}, options=dict(_FLAGS), pipeline_class=InDefaultMode
+    )
     if cache_directory() is not None:
         compiled._cache = _SourceCache(function)  # type: ignore[attr-defined]
     compiled.compile()
@@ -272,7 +287,7 @@ def load_entry(path: Path) -> bytes | None:
     """What `store_entry` has put there, or None where it has not or it is damaged or another's."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | _AT_ONCE)
-        with open(descriptor, "rb") as file:
+        with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(descriptor)  # of what is read, whatever has the name meanwhile
             reason = _foreign(status)
             if reason is not None:
