@@ -1,4 +1,4 @@
-"""No warning of NumPy leaks out of a call, so that where warnings are errors nothing is half written.
+"""No warning of NumPy leaks out of a call, so that where warnings are errors nothing is half done.
 
 An infinity or NaN is a result like others, and section 4 says where there is one."""
 

@@ -65,8 +65,10 @@ class _Lower(Lower):  # type: ignore[misc]
         door = self.context.declare_function(self.module, fndesc)
         inner = copy.copy(fndesc)
         inner.mangled_name = f"{fndesc.mangled_name}.in_default_mode"
+        # As part of the door, its arithmetic could be moved past the change of the mode; the door
+        # itself may well become part of who calls.
+        inner.inline = False
         super().setup_function(inner)
-        # As part of the door, its arithmetic could be moved past the change of the mode.
         self.function.attributes.add("noinline")
         builder = ir.IRBuilder(door.append_basic_block())
         before = read(builder)

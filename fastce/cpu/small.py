@@ -63,7 +63,9 @@ def _total(sums):
 def _reduce(sums, mean, count, loss):
     """The loss in its own dtype: what Python rounds, it rounds as the caller has chosen."""
     total = _total(sums)
-    loss[0] = total / count if mean else total
+    if mean:
+        total = total / count if count > 0 else np.nan
+    loss[0] = total
 
 
 @device
