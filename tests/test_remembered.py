@@ -86,7 +86,24 @@ def test_the_backward_pass_has_the_value_of_the_forward_pass(module, tmp_path):
         value = loss(z, y, normalizer=normalizer, axis=axis, **given)
         for held in (normalizer, axis, *given.values()):
             held.add_(1)
-        assert torch.allclose(torch.autograd.grad(value, z)[0], 2 * want)
+        # An upstream gradient other than 1: what is kept of the forward pass does not do.
+        assert torch.allclose(torch.autograd.grad(3 * value, z)[0], 6 * want)
     finally:
         if given:
             torch.distributed.destroy_process_group()
+
+
+def test_the_backward_pass_of_a_linear_layer_too():
+    ft = pytest.importorskip("fastce.torch")
+    torch = pytest.importorskip("torch")
+    x, w, y = torch.randn(6, 3, requires_grad=True), torch.randn(6, 3), torch.arange(6)
+    normalizer = torch.tensor(3.0)
+    value = ft.linear_cross_entropy(x, w, y, normalizer=normalizer)
+    with torch.no_grad():
+        want = torch.autograd.functional.jacobian(
+            lambda x: ft.linear_cross_entropy(x, w, y, normalizer=3.0), x.detach()
+        )
+    normalizer.fill_(5.0)
+    first = torch.autograd.grad(value, x, retain_graph=True)[0]
+    assert torch.allclose(first, want)
+    assert torch.allclose(torch.autograd.grad(value, x)[0], want)  # computed anew
