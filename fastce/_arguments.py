@@ -3,47 +3,16 @@
 import functools
 import math
 import operator
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
-P = ParamSpec("P")
-R = TypeVar("R")
 Reduction = Literal["mean", "sum", "none"]
 AnyArray = npt.NDArray[Any]
 
 _LARGEST = float(np.finfo(np.float32).max)
 _REDUCTIONS = ("mean", "sum", "none")
-
-
-def _hashable(values: tuple[object, ...]) -> bool:
-    try:
-        hash(values)
-    except TypeError:
-        return False
-    return True
-
-
-def remembered(function: Callable[P, R]) -> Callable[P, R]:
-    """Keep the results of checks that depend on their arguments' values alone; errors are not kept.
-
-    A small call spends more time in checks than in its kernel. Arguments of other types are told
-    apart even where they are equal, and those that cannot be hashed are checked each time.
-    """
-    cached: Any = functools.lru_cache(maxsize=1024, typed=True)(function)
-
-    @functools.wraps(function)
-    def recalled(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return cast(R, cached(*args, **kwargs))
-        except TypeError:
-            if _hashable(args):
-                raise
-        return function(*args, **kwargs)
-
-    return recalled
 
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
@@ -65,9 +34,25 @@ def _is_float(dtype: np.dtype[Any]) -> bool:
     return (dtype.kind == "f" and dtype.itemsize <= 8) or is_bfloat16(dtype)
 
 
+def any_array(name: str, value: npt.ArrayLike) -> AnyArray:
+    """An array of any dtype; whatever is not one yet comes in through here."""
+    if type(value) is not np.ndarray:
+        refuse_mask(name, value)
+    return np.asarray(value)
+
+
+def refuse_mask(name: str, value: Any) -> None:
+    """Fail where a mask would be dropped: kernels would read what its owner has called invalid."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name}: expected an array without a mask, got {type(value).__name__}; its method "
+            "filled makes one of it"
+        )
+
+
 def float_array(name: str, value: npt.ArrayLike) -> AnyArray:
     """An array of one of the four floating-point dtypes."""
-    array = np.asarray(value)
+    array = any_array(name, value)
     check_float(name, array.dtype)
     return native(array)
 
@@ -80,7 +65,7 @@ def check_float(name: str, dtype: np.dtype[Any]) -> None:
 
 def float_or_integer_array(name: str, value: npt.ArrayLike) -> AnyArray:
     """A floating-point array; integers and booleans become float64."""
-    array = np.asarray(value)
+    array = any_array(name, value)
     if array.dtype.kind in "iub":
         return array.astype(np.float64)
     return float_array(name, array)
@@ -88,10 +73,7 @@ def float_or_integer_array(name: str, value: npt.ArrayLike) -> AnyArray:
 
 def class_axis(name: str, shape: tuple[int, ...], axis: int) -> int:
     """The class axis as a non-negative number."""
-    try:
-        axis = operator.index(axis)
-    except TypeError:
-        raise TypeError(f"axis: expected an integer, got {axis!r}") from None
+    axis = integer("axis", axis)
     if not shape:
         raise ValueError(f"{name}: expected an array with a class axis, got a single number")
     if not -len(shape) <= axis < len(shape):
@@ -139,12 +121,20 @@ class Signature(NamedTuple):
     hard: bool  # whether the targets are integers
 
 
-@remembered
 def signature(
     name: str, dtype: np.dtype[Any], shape: tuple[int, ...], axis: int,
     target_dtype: np.dtype[Any], target_shape: tuple[int, ...], ignore_index: int,
 ) -> Signature:  # fmt: skip
     """Check that logits and targets fit each other; the values of targets are a kernel's matter."""
+    axis = axis if type(axis) is int else integer("axis", axis)
+    return _signature(name, dtype, shape, axis, target_dtype, target_shape, ignore_index)
+
+
+@functools.lru_cache(maxsize=1024)
+def _signature(
+    name: str, dtype: np.dtype[Any], shape: tuple[int, ...], axis: int,
+    target_dtype: np.dtype[Any], target_shape: tuple[int, ...], ignore_index: int,
+) -> Signature:  # fmt: skip
     check_float(name, dtype)
     axis = class_axis(name, shape, axis)
     rows = shape[:axis] + shape[axis + 1 :]
@@ -194,7 +184,7 @@ def check_integers(dtype: np.dtype[Any]) -> None:
 
 def hard_targets(value: npt.ArrayLike, logits: AnyArray, axis: int) -> npt.NDArray[np.int64]:
     """Labels that must be integers."""
-    array = np.asarray(value)
+    array = any_array("targets", value)
     check_integers(array.dtype)
     fit = signature("logits", logits.dtype, logits.shape, axis, array.dtype, array.shape, -1)
     return hard_labels(array, fit.classes, -1)
@@ -206,7 +196,7 @@ def row_weight(
     """One weight per row, in row order."""
     if value is None:
         return None
-    array = np.asarray(value)
+    array = any_array(name, value)
     check_row_weight(name, array.dtype, array.shape, rows)
     return np.ascontiguousarray(array, np.float64).reshape(-1)
 
@@ -232,14 +222,38 @@ def bad_target(value: npt.ArrayLike, row: int, classes: int, ignorable: bool = T
     )
 
 
-def integer(name: str, value: int) -> int:
-    """A plain integer."""
-    if isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
+def integer(name: str, value: Any) -> int:
+    """A plain integer: what is given, or what an array or tensor of one integer holds."""
+    if type(value) is int:
+        return value
+    refuse_mask(name, value)
     try:
-        return operator.index(value)
-    except TypeError:
+        held = _held(value)
+        if isinstance(held, bool):
+            raise TypeError
+        return operator.index(held)
+    except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name}: expected an integer, got {value!r}") from None
+
+
+def number(name: str, value: Any) -> float:
+    """A plain float: what is given, or what an array or tensor of one number holds."""
+    if type(value) is float:
+        return value
+    refuse_mask(name, value)
+    try:
+        held = _held(value)
+        return float("" if isinstance(held, str | bytes) else held)  # "0.1" is no number here
+    except OverflowError:  # an integer beyond all floats
+        raise ValueError(f"{name}: expected a number that is a float, got {value}") from None
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name}: expected a number, got {value!r}") from None
+
+
+def _held(value: Any) -> Any:
+    """The one element of an array or tensor, or the value itself."""
+    item = getattr(value, "item", None)
+    return value if item is None else item()
 
 
 def scalar(value: float, dtype: type[np.float32] | type[np.float64]) -> Any:
@@ -247,13 +261,6 @@ def scalar(value: float, dtype: type[np.float32] | type[np.float64]) -> Any:
     if abs(value) > _LARGEST:
         value = math.copysign(math.inf, value) if dtype is np.float32 else value
     return dtype(value)
-
-
-def _number(name: str, value: float) -> float:
-    try:
-        return float("" if isinstance(value, str | bytes) else value)  # "0.1" is no number here
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected a number, got {value!r}") from None
 
 
 class Options(NamedTuple):
@@ -267,7 +274,30 @@ class Options(NamedTuple):
     normalizer: float | None = None
 
 
-@remembered
+PlainOptions = tuple[int, float, float, float | None, str, float | None]
+
+
+def plain_options(
+    ignore_index: Any, label_smoothing: Any, z_loss: Any, softcap: Any, reduction: Any,
+    normalizer: Any,
+) -> PlainOptions:  # fmt: skip
+    """The options of a loss as plain numbers, whatever holds them, their ranges not yet checked.
+
+    An array or tensor may hold another number by the next call, or by the backward pass of this
+    one. So nothing is remembered, for either, but what has gone through here.
+    """
+    return (
+        ignore_index if type(ignore_index) is int else integer("ignore_index", ignore_index),
+        label_smoothing if type(label_smoothing) is float
+        else number("label_smoothing", label_smoothing),
+        z_loss if type(z_loss) is float else number("z_loss", z_loss),
+        softcap if softcap is None or type(softcap) is float else number("softcap", softcap),
+        reduction if type(reduction) is str else check_reduction(reduction),
+        normalizer if normalizer is None or type(normalizer) is float
+        else number("normalizer", normalizer),
+    )  # fmt: skip
+
+
 def options(
     ignore_index: int,
     label_smoothing: float,
@@ -277,8 +307,19 @@ def options(
     normalizer: float | None,
 ) -> Options:
     """Check the options of a loss."""
+    return _options(
+        *plain_options(ignore_index, label_smoothing, z_loss, softcap, reduction, normalizer)
+    )
+
+
+# A small call spends more time in checks than in its kernel; errors are not remembered.
+@functools.lru_cache(maxsize=1024)
+def _options(
+    ignore_index: int, label_smoothing: float, z_loss: float, softcap: float | None,
+    reduction: str, normalizer: float | None,
+) -> Options:  # fmt: skip
     return Options(
-        integer("ignore_index", ignore_index),
+        ignore_index,
         _label_smoothing(label_smoothing),
         _z_loss(z_loss),
         _softcap(softcap),
@@ -289,43 +330,38 @@ def options(
 
 def _label_smoothing(value: float) -> float:
     """A number in [0, 1]."""
-    number = _number("label_smoothing", value)
-    if not 0.0 <= number <= 1.0:
+    if not 0.0 <= value <= 1.0:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {value}")
-    return number
+    return value
 
 
 def _z_loss(value: float) -> float:
     """Any finite number."""
-    number = _number("z_loss", value)
-    if not math.isfinite(number):
+    if not math.isfinite(value):
         raise ValueError(f"z_loss: expected a finite number, got {value}")
-    return number
+    return value
 
 
 def _softcap(value: float | None) -> float | None:
     """A positive finite number, or None for no cap."""
-    if value is None:
-        return None
-    number = _number("softcap", value)
-    if not 0.0 < number < math.inf:
+    if value is not None and not 0.0 < value < math.inf:
         raise ValueError(f"softcap: expected a positive finite number or None, got {value}")
-    return number
+    return value
 
 
 def skip_below(value: float) -> float:
     """A number in [0, 1)."""
-    number = _number("skip_below", value)
-    if not 0.0 <= number < 1.0:
+    plain = number("skip_below", value)
+    if not 0.0 <= plain < 1.0:
         raise ValueError(f"skip_below: expected a number in [0, 1), got {value}")
-    return number
+    return plain
 
 
 def check_reduction(value: str) -> Reduction:
-    """One of the three reductions."""
-    if value not in _REDUCTIONS:
+    """One of the three reductions, as a plain string."""
+    if not isinstance(value, str) or value not in _REDUCTIONS:
         raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {value!r}")
-    return cast(Reduction, value)
+    return cast(Reduction, _REDUCTIONS[_REDUCTIONS.index(value)])
 
 
 def _normalizer(value: float | None, reduction: str) -> float | None:
@@ -337,10 +373,9 @@ def _normalizer(value: float | None, reduction: str) -> float | None:
             f"normalizer: expected None with reduction={reduction!r}, got {value}; "
             "only the mean is divided by something"
         )
-    number = _number("normalizer", value)
-    if not 0.0 <= number < math.inf:
+    if not 0.0 <= value < math.inf:
         raise ValueError(f"normalizer: expected a finite number, at least 0, got {value}")
-    return number
+    return value
 
 
 def class_weight(
@@ -349,9 +384,10 @@ def class_weight(
     """One weight per class in the dtype that is computed with."""
     if value is None:
         return None
-    array = np.asarray(value)
+    array = any_array(name, value)
     check_class_weight(name, array.dtype, array.shape, classes)
-    return np.ascontiguousarray(array, compute_dtype(dtype))
+    with np.errstate(over="ignore", under="ignore"):
+        return np.ascontiguousarray(array, compute_dtype(dtype))
 
 
 def check_class_weight(
@@ -371,7 +407,7 @@ def upstream(value: npt.ArrayLike | None, rows: tuple[int, ...], reduction: str)
     """The upstream gradient as one number and, with reduction="none", one per row or None."""
     if value is None:
         return 1.0, None
-    array = np.asarray(value)
+    array = any_array("grad_output", value)
     check_upstream(array.dtype, array.shape, rows, reduction)
     if array.ndim == 0:
         return float(array), None

@@ -56,7 +56,8 @@ def add(target: AnyArray, addend: AnyArray) -> None:
     from fastce.cpu.matrix import add as kernel
     from fastce.cpu.threads import launch
 
-    launch(kernel, (target, addend, max(1, ADDITIONS // target.shape[1])), parallel=True)
+    rows = max(1, ADDITIONS // target.shape[1])
+    launch(kernel, (target, addend, rows), parallel=True, chunks=-(-len(target) // rows))
 
 
 @functools.cache

@@ -21,15 +21,15 @@ class Call:
 
     def __init__(
         self, name: str, logits: npt.ArrayLike, targets: npt.ArrayLike, axis: int,
-        weight: npt.ArrayLike | None, options: arguments.Options,
+        weight: npt.ArrayLike | None, options: arguments.Options, weight_name: str = "weight",
     ) -> None:  # fmt: skip
-        self.logits = z = arguments.native(np.asarray(logits))
-        labels = np.asarray(targets)
+        self.logits = z = arguments.native(arguments.any_array(name, logits))
+        labels = arguments.any_array("targets", targets)
         self.axis, self.classes, self.rows, rows, self.dtype, hard = arguments.signature(
             name, z.dtype, z.shape, axis, labels.dtype, labels.shape, options.ignore_index
         )
         self.options = options
-        self.weight = arguments.class_weight("weight", weight, self.classes, z.dtype)
+        self.weight = arguments.class_weight(weight_name, weight, self.classes, z.dtype)
         self.hard: npt.NDArray[np.int64] | None = None
         self.soft: AnyArray | None = None
         self.count: float = rows

@@ -67,7 +67,7 @@ class Head(NamedTuple):
         given = arguments.options(
             ignore_index, label_smoothing, z_loss, softcap, reduction, normalizer
         )
-        call = Call("logits", logits, targets, -1, class_weight, given)
+        call = Call("logits", logits, targets, -1, class_weight, given, "class_weight")
         options = {"weight": call.weight, **given._asdict(), "reduction": "none"}
         del options["normalizer"]
         weights, rows = call.divisors()
@@ -243,7 +243,9 @@ class Products:
         from fastce.cpu.matrix import mark_beyond
 
         marks = np.zeros(gradient.shape[1], np.bool_)
-        launch(mark_beyond, (gradient, self._negligible, marks, COLUMNS), parallel=True)
+        chunks = -(-len(marks) // COLUMNS)
+        args = (gradient, self._negligible, marks, COLUMNS)
+        launch(mark_beyond, args, parallel=True, chunks=chunks)
         kept = np.flatnonzero(marks)
         return kept if len(kept) <= GATHERED * gradient.shape[1] else None
 

@@ -34,14 +34,16 @@ class LinearSlice:
             *(arguments.compute_dtype(a.dtype) for a in (self.x, self._weight))
         )
         self._wide = self._weight.astype(compute, copy=False)
-        self._targets = np.asarray(targets)
+        self._targets = arguments.any_array("targets", targets)
         shape = (len(self.x), len(self._weight))
         if self._targets.shape not in (shape[:1], shape):
             raise ValueError(
                 f"targets: expected shape {shape[:1]}, or {shape} if they are probabilities, "
                 f"got {self._targets.shape}"
             )
-        self._slice: Any = {"class_offset": class_offset, "weight": class_weight}
+        offset = arguments.integer("class_offset", class_offset)
+        by_class = arguments.class_weight("class_weight", class_weight, shape[1], compute)
+        self._slice: Any = {"class_offset": offset, "weight": by_class}
         self.rows_at_once = rows_at_once(len(self._weight), compute)
         self._kept: AnyArray | None = None
 

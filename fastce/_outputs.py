@@ -4,9 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-AnyArray = npt.NDArray[Any]
+from fastce._arguments import AnyArray, refuse_mask
 
 # Candidate solutions to look at before two strided arrays count as overlapping.
 _OVERLAP_WORK: Any = 10_000  # NumPy's stub knows only two of the numbers that it takes
@@ -26,6 +25,7 @@ def gradient(
         return _fresh_like(logits)
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
+    refuse_mask("out", out)
     check(out, logits, name, out.flags.writeable, out.flags.c_contiguous)
     same = out is logits or _same_memory(out, logits)
     check_apart(out, None if same else logits, name, _overlap, read)

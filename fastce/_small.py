@@ -4,7 +4,6 @@ A function returns None, with nothing written, for the long way to take a call: 
 options, other layouts and types than plain arrays of rows with int64 labels, and all that is wrong.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -82,14 +81,9 @@ def _loss(logits: Any, targets: Any, options: arguments.Options, out: AnyArray |
     classes = logits.shape[1]
     small = cpu.small
     kernel = small.small_columns if classes < FEW_CLASSES else small.small_rows
-    mean = options.reduction == "mean"
-    count, nll = kernel(
-        logits.reshape(-1), targets, classes, options.ignore_index, mean,
-        None if out is None else out.reshape(-1),
+    loss = np.empty(1, logits.dtype)
+    count = kernel(
+        logits.reshape(-1), targets, classes, options.ignore_index, options.reduction == "mean",
+        None if out is None else out.reshape(-1), loss,
     )  # fmt: skip
-    if count < 0:
-        return None
-    dtype = logits.dtype.type
-    if mean and not count:
-        return dtype(math.nan)
-    return arguments.scalar(nll / count if mean else nll, dtype)
+    return None if count < 0 else loss[0]

@@ -11,6 +11,7 @@ from fastce import _outputs as outputs
 from fastce import cpu
 from fastce._arguments import AnyArray, Reduction
 from fastce._devices import on_device
+from fastce._mode import in_default_mode
 
 
 def binary_cross_entropy(
@@ -181,6 +182,7 @@ def binary_cross_entropy_and_grad(
     return loss, grad
 
 
+@in_default_mode
 def _binary_cross_entropy(
     logits: npt.ArrayLike, targets: npt.ArrayLike,
     weight: npt.ArrayLike | None, pos_weight: npt.ArrayLike | None, reduction: str,
@@ -196,6 +198,7 @@ def _binary_cross_entropy(
     return loss, grad
 
 
+@in_default_mode
 def evaluate(
     z: AnyArray, targets: npt.ArrayLike, weight: npt.ArrayLike | None,
     pos_weight: npt.ArrayLike | None, reduction: str, grad_output: npt.ArrayLike | None = None,

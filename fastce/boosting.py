@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fastce import _arguments as arguments
 from fastce._arguments import AnyArray
 from fastce.curvature import gradient_hessian
 
@@ -41,7 +42,7 @@ class SoftmaxObjective:
             scores, labels, sample_weight = first, second.get_label(), second.get_weight()
         else:
             labels, scores = first, second
-        scores = np.asarray(scores)
+        scores = arguments.any_array("scores", scores)
         if scores.ndim != 2:
             raise ValueError(
                 f"scores: expected shape (rows, classes), got {scores.shape}; is num_class set?"
@@ -55,7 +56,7 @@ class SoftmaxObjective:
 
 def _integers(labels: Any) -> AnyArray:
     """Labels, which both libraries keep as floats, as integers."""
-    labels = np.asarray(labels)
+    labels = arguments.any_array("labels", labels)
     integers: AnyArray
     with np.errstate(invalid="ignore"):
         integers = labels.astype(np.int64)

@@ -8,8 +8,10 @@ import numpy.typing as npt
 from fastce import _arguments as arguments
 from fastce import cpu
 from fastce._arguments import AnyArray
+from fastce._mode import in_default_mode
 
 
+@in_default_mode
 def gradient_hessian(
     logits: npt.ArrayLike,
     targets: npt.ArrayLike,
@@ -111,7 +113,7 @@ def gradient_hessian(
         "lightgbm": cpu.calls.Curve(curved=classes / max(classes - 1, 1)),
         "abs_residual": cpu.calls.Curve(straight=1.0, at_target=True),
     }
-    if hessian not in curves:
+    if not isinstance(hessian, str) or hessian not in curves:
         raise ValueError(f"hessian: expected one of {', '.join(curves)}, got {hessian!r}")
     # Nothing is to be ignored: a class in that place is as good as none.
     bad_row = cpu.calls.check_targets(hard, classes, 0, None)[0]
@@ -122,6 +124,7 @@ def gradient_hessian(
     return grad, hess
 
 
+@in_default_mode
 def hessian_vector_product(
     logits: npt.ArrayLike,
     v: npt.ArrayLike,

@@ -125,14 +125,17 @@ def cross_entropy(
     [[-0.1674  0.1224  0.045 ]
      [ 0.021  -0.0781  0.0571]]
     """
-    logits, targets = _floats(logits), jnp.asarray(targets)
+    logits, targets = _floats(logits), _array("targets", targets)
     chosen = arguments.options(ignore_index, label_smoothing, z_loss, None, reduction, None)
     fit = arguments.signature(
         "logits", np.dtype(logits.dtype), logits.shape, axis,
         np.dtype(targets.dtype), targets.shape, chosen.ignore_index,
     )  # fmt: skip
-    if normalizer is not None and reduction != "mean":
-        raise ValueError(f'normalizer: expected reduction "mean", got {reduction!r}')
+    reduction = chosen.reduction
+    if normalizer is not None:
+        if reduction != "mean":
+            raise ValueError(f'normalizer: expected reduction "mean", got {reduction!r}')
+        normalizer = _one_number("normalizer", normalizer, fit.dtype)
     options = Options(logits.ndim - 1 - fit.axis, chosen.label_smoothing, chosen.z_loss)
     if fit.hard:
         labels = _classes(targets, fit.classes, chosen.ignore_index)
@@ -142,7 +145,7 @@ def cross_entropy(
         count = jnp.asarray(fit.row_count, fit.dtype)
     scale = jnp.ones((), fit.dtype)
     if reduction == "mean":
-        divisor = count if normalizer is None else jnp.asarray(normalizer, fit.dtype)
+        divisor = count if normalizer is None else normalizer
         scale = jnp.where(divisor == 0, 0, 1 / jnp.where(divisor == 0, 1, divisor))
     losses = _losses(logits, labels, jnp.broadcast_to(scale, fit.rows), options)
     if reduction == "none":
@@ -189,7 +192,7 @@ def softmax_cross_entropy_with_integer_labels(
     [0.2761 2.9518]
     """
     logits, where, class_axis = _one_axis(_floats(logits), where, axis)
-    labels = jnp.asarray(labels)
+    labels = _array("labels", labels)
     fit = arguments.signature(
         "logits", np.dtype(logits.dtype), logits.shape, class_axis,
         np.dtype(labels.dtype), labels.shape, -100,
@@ -243,7 +246,7 @@ def softmax_cross_entropy(
     [0.2761 2.9518]
     """
     logits = _floats(logits)
-    labels = jnp.broadcast_to(jnp.asarray(labels), logits.shape).astype(logits.dtype)
+    labels = jnp.broadcast_to(_array("labels", labels), logits.shape).astype(logits.dtype)
     labels = _one_axis(labels, None, axis)[0]
     logits, where, class_axis = _one_axis(logits, where, axis)
     fit = arguments.signature(
@@ -259,9 +262,24 @@ def softmax_cross_entropy(
     return losses.astype(logits.dtype)
 
 
+def _one_number(name: str, value: Any, dtype: Any) -> Any:
+    """A number, which may be known to a compiled program alone, as an array without axes."""
+    known = isinstance(value, jax.Array)
+    array = jnp.asarray(value if known else arguments.number(name, value), dtype)
+    if array.size != 1:
+        raise TypeError(f"{name}: expected a number, got an array of shape {array.shape}")
+    return array.reshape(())
+
+
+def _array(name: str, value: Any) -> Any:
+    """An array of JAX; whatever is not one yet comes in through here."""
+    arguments.refuse_mask(name, value)
+    return jnp.asarray(value)
+
+
 def _floats(logits: Any) -> Any:
     """Logits as an array of JAX, of a dtype that the kernels know."""
-    logits = jnp.asarray(logits)
+    logits = _array("logits", logits)
     arguments.float_array("logits", np.empty(0, logits.dtype))
     return logits
 
@@ -278,11 +296,11 @@ def _classes(targets: Any, classes: int, ignore_index: int | None) -> Any:
 def _one_axis(logits: Any, where: Any, axis: int | tuple[int, ...] | None) -> tuple[Any, Any, int]:
     """Arrays with one class axis, where there were several brought to the end; and that axis."""
     if where is not None:
-        where = jnp.asarray(where)
+        where = _array("where", where)
         if where.ndim != logits.ndim:
             where = jnp.expand_dims(where, tuple(range(logits.ndim)) if axis is None else axis)
         where = jnp.broadcast_to(where, logits.shape)
-    if isinstance(axis, int):
+    if axis is not None and not isinstance(axis, tuple | list):
         return logits, where, arguments.class_axis("logits", logits.shape, axis)
     axes = range(logits.ndim) if axis is None else axis
     of_classes = tuple(arguments.class_axis("logits", logits.shape, k) for k in axes)

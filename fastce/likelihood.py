@@ -9,8 +9,10 @@ from fastce import _arguments as arguments
 from fastce import _outputs as outputs
 from fastce._arguments import AnyArray, Reduction
 from fastce._call import Call, inverse
+from fastce._mode import in_default_mode
 
 
+@in_default_mode
 def nll_loss(
     log_probs: npt.ArrayLike,
     targets: npt.ArrayLike,
@@ -83,6 +85,7 @@ def nll_loss(
     return _loss(call, *labels(call))
 
 
+@in_default_mode
 def nll_loss_and_grad(
     log_probs: npt.ArrayLike,
     targets: npt.ArrayLike,

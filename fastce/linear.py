@@ -10,10 +10,12 @@ from fastce import _outputs as outputs
 from fastce._arguments import AnyArray, Reduction
 from fastce._call import inverse
 from fastce._head import Head, Products
+from fastce._mode import in_default_mode
 
 Gradients = tuple[AnyArray, AnyArray, AnyArray | None]
 
 
+@in_default_mode
 def linear_cross_entropy(
     x: npt.ArrayLike,
     weight: npt.ArrayLike,
@@ -97,6 +99,7 @@ def linear_cross_entropy(
     return _reduced(head, head.total())
 
 
+@in_default_mode
 def linear_cross_entropy_and_grad(
     x: npt.ArrayLike,
     weight: npt.ArrayLike,

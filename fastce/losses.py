@@ -11,6 +11,7 @@ from fastce import cpu
 from fastce._arguments import AnyArray, Reduction
 from fastce._call import Call, inverse
 from fastce._devices import on_device
+from fastce._mode import in_default_mode
 from fastce._small import small_loss, small_loss_and_grad
 
 
@@ -62,6 +63,27 @@ def _cross_entropy(
         losses=_flat(call.losses), out=out,
     )  # fmt: skip
     return call.loss(*totals)
+
+
+@in_default_mode
+def _loss(
+    logits: npt.ArrayLike, targets: npt.ArrayLike, axis: int, weight: npt.ArrayLike | None,
+    options: arguments.Options,
+) -> Any:  # fmt: skip
+    return _cross_entropy(Call("logits", logits, targets, axis, weight, options))
+
+
+@in_default_mode
+def _loss_and_grad(
+    logits: npt.ArrayLike, targets: npt.ArrayLike, axis: int, weight: npt.ArrayLike | None,
+    options: arguments.Options, grad_output: npt.ArrayLike | None, out: AnyArray | None,
+) -> tuple[Any, AnyArray]:  # fmt: skip
+    call = Call("logits", logits, targets, axis, weight, options)
+    upstream = arguments.upstream(grad_output, call.rows, options.reduction)
+    grad = outputs.gradient(
+        out, call.logits, targets=call.labels, weight=call.weight, grad_output=upstream[1]
+    )
+    return _cross_entropy(call, upstream, grad), grad
 
 
 def cross_entropy(
@@ -246,8 +268,7 @@ def cross_entropy(
     loss = small_loss(logits, targets, axis, weight, options)
     if loss is not None:
         return loss
-    call = Call("logits", logits, targets, axis, weight, options)
-    return _cross_entropy(call)
+    return _loss(logits, targets, axis, weight, options)
 
 
 def cross_entropy_and_grad(
@@ -377,14 +398,10 @@ def cross_entropy_and_grad(
         small = small_loss_and_grad(logits, targets, axis, weight, options, out)
         if small is not None:
             return small
-    call = Call("logits", logits, targets, axis, weight, options)
-    upstream = arguments.upstream(grad_output, call.rows, reduction)
-    grad = outputs.gradient(
-        out, call.logits, targets=call.labels, weight=call.weight, grad_output=upstream[1]
-    )
-    return _cross_entropy(call, upstream, grad), grad
+    return _loss_and_grad(logits, targets, axis, weight, options, grad_output, out)
 
 
+@in_default_mode
 def cross_entropy_stats(
     logits: npt.ArrayLike,
     targets: npt.ArrayLike,

@@ -39,6 +39,7 @@ from fastce import losses, shards
 from fastce._arguments import AnyArray, Reduction
 from fastce._call import Call
 from fastce._linear_slice import LinearSlice
+from fastce._mode import in_default_mode
 from fastce.losses import CrossEntropyStats
 
 _RAISED = (TypeError, ValueError, IndexError, MemoryError)
@@ -90,12 +91,12 @@ def cross_entropy(
     >>> print(f"{mpi.cross_entropy([[2.0, 1.0, 0.0]], [0], class_offset=0, classes=3):.4f}")
     0.4076
     """
-    total = _reduced(
+    total, options = _reduced(
         logits, targets, comm, (z_loss, reduction, normalizer), class_offset=class_offset,
         classes=classes, axis=axis, weight=weight, ignore_index=ignore_index,
         label_smoothing=label_smoothing, softcap=softcap,
     )  # fmt: skip
-    return shards.finish(total, z_loss=z_loss, reduction=reduction, normalizer=normalizer).loss
+    return shards.finish(total, **_reducing(options)).loss
 
 
 def cross_entropy_and_grad(
@@ -143,21 +144,21 @@ def cross_entropy_and_grad(
     -----
     Reads the logits twice and writes the gradient once; sends what `cross_entropy` does.
     """
-    reduced: Any = {"z_loss": z_loss, "reduction": reduction, "normalizer": normalizer}
     part: Any = {"class_offset": class_offset, "axis": axis, "weight": weight}
 
-    def check(own: shards.Partial) -> None:
+    def check(own: shards.Partial, options: arguments.Options) -> None:
         shards.GradientCall(
-            logits, targets, own, **part, **reduced, grad_output=grad_output, out=out
+            logits, targets, own, **part, **_reducing(options), grad_output=grad_output, out=out
         )
 
-    total = _reduced(
+    total, options = _reduced(
         logits, targets, comm, (z_loss, reduction, normalizer), check, classes=classes,
         ignore_index=ignore_index, label_smoothing=label_smoothing, softcap=softcap, **part,
     )  # fmt: skip
-    loss = shards.finish(total, **reduced).loss
+    reducing = _reducing(options)
+    loss = shards.finish(total, **reducing).loss
     return loss, shards.grad(
-        logits, targets, total, **part, **reduced, grad_output=grad_output, out=out
+        logits, targets, total, **part, **reducing, grad_output=grad_output, out=out
     )
 
 
@@ -196,7 +197,7 @@ def cross_entropy_stats(
     >>> print(f"{stats.entropy[0]:.4f}", stats.predicted)
     0.8324 [0]
     """
-    total = _reduced(
+    total, _ = _reduced(
         logits, targets, comm, (0.0, "none", None), class_offset=class_offset, classes=classes,
         axis=axis, weight=weight, ignore_index=ignore_index, entropy=True,
     )  # fmt: skip
@@ -207,6 +208,7 @@ def cross_entropy_stats(
     )
 
 
+@in_default_mode
 def linear_cross_entropy_and_grad(
     x: npt.ArrayLike,
     weight: npt.ArrayLike,
@@ -264,14 +266,14 @@ def linear_cross_entropy_and_grad(
             ignore_index, label_smoothing, z_loss, softcap, reduction, normalizer
         )
         layer = LinearSlice(x, weight, bias, targets, class_weight, class_offset)
-        upstream = arguments.upstream(grad_output, (len(layer.x),), reduction)
-        total = layer.partial(classes, options)
+        upstream = arguments.upstream(grad_output, (len(layer.x),), options.reduction)
+        total = layer.partial(arguments.integer("classes", classes), options)
     except _RAISED as found:
         error = found
-    _agree(comm, error, total and (total.terms, layer.x.shape, z_loss, reduction, normalizer))
+    _agree(comm, error, total and (total.terms, layer.x.shape, _reducing(options)))
     assert total is not None
     _merge_all(comm, total)
-    result = shards.finish(total, z_loss=z_loss, reduction=reduction, normalizer=normalizer)
+    result = shards.finish(total, **_reducing(options))
     dx, dweight, dbias = layer.gradients(total, shards.weighed(total).scales(options), upstream)
     comm.Allreduce(MPI.IN_PLACE, dx)
     return result.loss, layer.as_given(dx, dweight, dbias)
@@ -318,12 +320,14 @@ def total_weight(
     error, local = None, 0.0
     try:
         classes = arguments.integer("classes", classes)
+        ignore_index = arguments.integer("ignore_index", ignore_index)
         local = shards.target_sums(targets, classes, weight, ignore_index).weight
     except _RAISED as found:
         error = found
     return _agree(comm, error, (classes, ignore_index), local)[0]
 
 
+@in_default_mode
 def data_parallel_cross_entropy_and_grad(
     logits: npt.ArrayLike,
     targets: npt.ArrayLike,
@@ -385,7 +389,7 @@ def data_parallel_cross_entropy_and_grad(
         dtype, call.dtype = call.dtype, np.float64  # parts of the loss are not rounded
     except _RAISED as found:
         error = found
-    what = None if error else (options, call.classes, np.dtype(dtype).name, grad_output)
+    what = None if error else (options, call.classes, np.dtype(dtype).name, upstream[0])
     call_weight, count = _agree(comm, error, what, *sums)
     call.total_weight, call.count = call_weight, count
     loss = np.array(losses._cross_entropy(call, upstream, grad))
@@ -395,23 +399,30 @@ def data_parallel_cross_entropy_and_grad(
 
 def _reduced(
     logits: npt.ArrayLike, targets: npt.ArrayLike, comm: MPI.Intracomm | None,
-    reduced: tuple[Any, ...], check: Callable[[shards.Partial], None] | None = None, **given: Any,
-) -> shards.Partial:  # fmt: skip
-    """The partial of all classes, on every rank."""
+    reduced: tuple[Any, ...],
+    check: Callable[[shards.Partial, arguments.Options], None] | None = None, **given: Any,
+) -> tuple[shards.Partial, arguments.Options]:  # fmt: skip
+    """The partial of all classes, on every rank, and how their losses are reduced."""
     comm = MPI.COMM_WORLD if comm is None else comm
     error, total = None, None
     try:
-        arguments.options(-100, 0.0, reduced[0], None, *reduced[1:])
+        options = arguments.options(-100, 0.0, reduced[0], None, *reduced[1:])
         own = shards.partial(logits, targets, **given)
         if check is not None:
-            check(own)
+            check(own, options)
         total = own
     except _RAISED as found:
         error = found
-    _agree(comm, error, total and (total.terms, total.rows, reduced))
+    _agree(comm, error, total and (total.terms, total.rows, _reducing(options)))
     assert total is not None
     _merge_all(comm, total)
-    return total
+    return total, options
+
+
+def _reducing(options: arguments.Options) -> dict[str, Any]:
+    """What `shards.finish` and `shards.grad` take of the options, as plain numbers."""
+    given = options._asdict()
+    return {name: given[name] for name in ("z_loss", "reduction", "normalizer")}
 
 
 def _merge_all(comm: MPI.Intracomm, total: shards.Partial) -> None:

@@ -34,7 +34,7 @@ Examples
 """
 
 import hashlib
-from pathlib import Path
+import os
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from fastce.cpu import single
-from fastce.cpu.jit import device, public, source_digest
+from fastce.cpu.jit import code_digest, device, public, source_digest
 from fastce.cpu.memory import item_size
 
 __all__ = ["cross_entropy", "cross_entropy_and_grad", "logsumexp", "merge", "partial"]
@@ -55,7 +55,10 @@ _DTYPES = "float64, float32, uint16 (float16) or int16 (bfloat16)"
 
 # Caches of other people ---------------------------------------------------------------------------
 
-_DIGEST = hashlib.sha256(source_digest() + Path(__file__).read_bytes()).hexdigest()
+# Where it is unknown what code this is, none that is cached is of today.
+_DIGEST = hashlib.sha256(
+    (code_digest("fastce.cpu", __name__) or os.urandom(32)) + (source_digest() or b"")
+).hexdigest()
 
 
 class _Sources:

@@ -54,6 +54,7 @@ from fastce import _outputs as outputs
 from fastce._arguments import AnyArray, Reduction
 from fastce._call import Call, inverse
 from fastce._devices import on_device
+from fastce._mode import in_default_mode
 from fastce.cpu import calls
 from fastce.cpu import shards as kernels
 from fastce.cpu.layout import blocks, writable
@@ -150,7 +151,7 @@ class _Slice:
         weight: npt.ArrayLike | None, class_offset: int, classes: int, ignore_index: int,
     ) -> None:  # fmt: skip
         self.logits = z = arguments.float_array("logits", logits)
-        labels = np.asarray(targets)
+        labels = arguments.any_array("targets", targets)
         fit = arguments.signature(
             "logits", z.dtype, z.shape, axis, labels.dtype, labels.shape, ignore_index
         )
@@ -246,6 +247,7 @@ class GradientCall:
         )  # fmt: skip
 
 
+@in_default_mode
 def partial(
     logits: npt.ArrayLike,
     targets: npt.ArrayLike,
@@ -333,7 +335,7 @@ def partial(
             *layout[:5], *layout.strides[0], *layout.strides[1],
         )  # fmt: skip
         kernel = kernels.partial_columns if layout.columns else kernels.partial_rows
-        launch(kernel, args, layout.parallel)
+        launch(kernel, args, layout.parallel, layout.parts)
     return Partial(records, part.rows, terms)
 
 
@@ -419,11 +421,14 @@ def merge_records(records: Records, others: Records, dtype: npt.DTypeLike) -> No
     >>> float(a.records[0, 0])
     5.0
     """
+    arguments.refuse_mask("records", records)
+    arguments.refuse_mask("others", others)
     if records.shape != others.shape:
         raise ValueError(f"others: expected shape {records.shape}, got {others.shape}")
     kernels.merge(records, writable(others), np.dtype(dtype).type(0))
 
 
+@in_default_mode
 def finish(
     total: Partial,
     *,
@@ -508,6 +513,7 @@ class Sums(NamedTuple):
         return arguments.scalar(value, dtype.type)
 
 
+@in_default_mode
 def row_sums(total: Partial, z_loss: float = 0.0) -> Sums:
     """Sum losses, z-loss terms and weights over the rows, as "mean" is made of them."""
     return _finished(total, z_loss)[0]
@@ -517,9 +523,10 @@ def target_sums(
     targets: npt.ArrayLike, classes: int, weight: npt.ArrayLike | None, ignore_index: int
 ) -> Sums:
     """Weights and number of targets alone, without losses; the weights are those of all classes."""
-    logits = np.broadcast_to(np.float64(0), (*np.shape(targets), classes))  # for its shape alone
+    labels = arguments.any_array("targets", targets)
+    logits = np.broadcast_to(np.float64(0), (*labels.shape, classes))  # for its shape alone
     options = arguments.options(ignore_index, 0.0, 0.0, None, "sum", None)
-    call = Call("classes", logits, np.asarray(targets), -1, weight, options)
+    call = Call("classes", logits, labels, -1, weight, options)
     return Sums(0.0, 0.0, float(call.total_weight), float(call.count))
 
 
@@ -547,6 +554,7 @@ def weighed(total: Partial) -> Sums:
     return Sums(0.0, 0.0, weight if total.terms.hard else float(count), float(count))
 
 
+@in_default_mode
 def grad(
     logits: npt.ArrayLike,
     targets: npt.ArrayLike,
@@ -623,7 +631,7 @@ def grad(
             *layout[:5], *strides[0], *strides[1], *strides[2],
         )  # fmt: skip
         kernel = kernels.gradient_columns if layout.columns else kernels.gradient_rows
-        launch(kernel, args, layout.parallel)
+        launch(kernel, args, layout.parallel, layout.parts)
     return out
 
 

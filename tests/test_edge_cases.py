@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fastce
+from fastce import rows, shards
 from tests import oracle
 from tests.checks import FLOATS, assert_gradient, assert_loss, draw, draw_targets, same_bits
 
@@ -425,3 +426,38 @@ def test_offsets_beyond_32_bits(shape, axis, sign):
     want = oracle.cross_entropy(logits, targets, axis=axis, reduction="none")
     assert_loss(loss, want.loss, np.float32)
     assert_gradient(grad, want.grad, np.float32)
+
+
+# Logits that are finite, and caps by which their quotient is not.
+FAR_BEYOND_THE_CAP = [
+    ("float64", np.finfo("f8").min, 0.5), ("float64", -1e308, 0.1), ("float64", -1.0, 1e-309),
+    ("float32", -1e38, 1e-280), ("float32", np.finfo("f4").min, 1e-300),
+    ("float16", -1.0, 1e-309), ("bfloat16", -1.0, 1e-309),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("classes", [3, 100])
+@pytest.mark.parametrize("axis", [-1, 0])
+@pytest.mark.parametrize(("dtype", "low", "softcap"), FAR_BEYOND_THE_CAP)
+def test_a_mask_is_told_by_the_logit_and_not_by_its_quotient(dtype, low, softcap, axis, classes):
+    """Such a logit is capped, at minus the cap; -inf beside it stays a mask."""
+    z = np.zeros((2, classes))
+    z[:, 0], z[:, 1] = low, -np.inf
+    z = np.ascontiguousarray(np.moveaxis(z.astype(dtype), -1, axis))
+    count = classes - 1
+    want = np.log(1 + (count - 1) * np.exp(softcap)) if softcap < 700 else np.nan  # z_y = -cap
+    found = {
+        "loss": fastce.cross_entropy_and_grad(z, [0, 0], axis=axis, softcap=softcap)[0],
+        "statistics": shards.finish(
+            shards.partial(z, [0, 0], class_offset=0, classes=classes, axis=axis, softcap=softcap)
+        ).loss,
+    }
+    grad = fastce.cross_entropy_and_grad(z, [0, 0], axis=axis, softcap=softcap)[1]
+    for name, loss in found.items():
+        assert loss == pytest.approx(want, rel=1e-6), name
+    assert not np.take(grad, 0, axis).astype(float).any()  # where the cap is flat
+    assert not np.take(grad, 1, axis).astype(float).any()  # where the class is masked
+    if dtype in ("float64", "float32"):
+        row = np.ascontiguousarray(np.moveaxis(z, axis, -1)[0])
+        options = {"label_smoothing": 0.0, "z_loss": 0.0, "softcap": softcap}
+        assert rows.cross_entropy(row, 0, None, *options.values()) == pytest.approx(want, rel=1e-6)

@@ -1,93 +1,89 @@
-"""The same kernels for other x86-64 processors than this one: compiled anew in fresh processes."""
+"""How many processors there are to use: the quotas of control groups count as affinity does."""
 
-import hashlib
-import platform
+import os
 
 import pytest
 
-import fastce
-from tests.checks import FLOATS, draw, draw_soft, draw_targets
+from fastce.cpu.processors import available
 
-pytestmark = pytest.mark.skipif(
-    platform.machine().lower() not in ("x86_64", "amd64"), reason="names x86-64 processors"
-)
+V2 = "30 25 0:26 {root} {mount} rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
+V1 = "31 25 0:27 {root} {mount} rw,nosuid shared:5 - cgroup cgroup rw,cpu,cpuacct\n"
+MEMORY = "32 25 0:28 / {mount} rw,nosuid shared:6 - cgroup cgroup rw,memory\n"
 
-AVX2 = {
-    "NUMBA_CPU_NAME": "haswell",
-    "NUMBA_CPU_FEATURES": "+avx,+avx2,+bmi,+bmi2,+f16c,+fma,+lzcnt,+popcnt,+sse3,+ssse3,+sse4.1,"
-    "+sse4.2,-avx512f",
-}
-PLAIN = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": ""}
-
-DIGESTS = """
-from tests.test_processors import digests
-print(digests())
-"""
-
-ORACLE = """
-from tests import oracle
-from tests.checks import FLOATS, assert_gradient, assert_loss, draw, draw_targets
-import fastce
-for dtype in FLOATS:
-    for classes in (3, 70, 1000):
-        z, y = draw((40, classes), dtype, scale=3.0), draw_targets((40,), classes)
-        want = oracle.cross_entropy(z, y, reduction="none")
-        loss, grad = fastce.cross_entropy_and_grad(z, y, reduction="none")
-        assert_loss(loss, want.loss, z.dtype)
-        assert_gradient(grad, want.grad, z.dtype)
-"""
-
-HALVES = """
-import numpy as np
-import fastce
-every = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(-1, 1)
-# logsumexp of one number is that number in float32: what has been read
-read = fastce.logsumexp(every)
-assert np.array_equal(read, every[:, 0].astype(np.float32), equal_nan=True)
-# the gradient of a constant row is 1 / classes times the upstream gradient: what is written
-rng = np.random.default_rng(0)
-g = np.exp2(rng.uniform(-30, 20, 20000)).astype(np.float32)
-ties = (np.arange(2048) + 0.5) * 2.0**-24
-g = np.concatenate([g, ties, np.array([65519.0, 65520.0, 6e4, 0.0]), -g]).astype(np.float32)
-z = np.zeros((g.size, 2), np.float16)
-_, grad = fastce.cross_entropy_and_grad(
-    z, np.zeros(g.size, int), reduction="none", grad_output=2.0 * g.astype(np.float64)
-)
-with np.errstate(over="ignore"):
-    assert np.array_equal(grad[:, 1], g.astype(np.float16))
-"""
-
-
-def digests():
-    """Of losses and gradients of every kernel family, by dtype."""
-    found = []
-    for dtype in FLOATS:
-        digest = hashlib.sha256()
-        for classes in (3, 70, 1000):
-            z, y = draw((40, classes), dtype, scale=3.0), draw_targets((40,), classes)
-            for labels in (y, draw_soft(z.shape, dtype)):
-                loss, grad = fastce.cross_entropy_and_grad(z, labels, reduction="none")
-                digest.update(loss.tobytes() + grad.tobytes())
-        found.append(digest.hexdigest()[:16])
-    return found
+# mounts, memberships, the root of what is mounted, files, processors out of 64
+CASES = {
+    "no control groups": (None, None, "/", {}, 64),
+    "v2, none set": (V2, "0::/app", "/", {"app/cpu.max": "max 100000"}, 64),
+    "v2": (V2, "0::/app", "/", {"app/cpu.max": "200000 100000"}, 2),
+    "v2, a part of a processor": (V2, "0::/app", "/", {"app/cpu.max": "50000 100000"}, 1),
+    "v2, one and a half": (V2, "0::/app", "/", {"app/cpu.max": "150000 100000"}, 2),
+    "v2, more than there are": (V2, "0::/app", "/", {"app/cpu.max": "99900000 100000"}, 64),
+    "v2, the group above": (
+        V2, "0::/pod/app", "/",
+        {"pod/cpu.max": "300000 100000", "pod/app/cpu.max": "max 100000"}, 3,
+    ),
+    "v2, the smallest along the path": (
+        V2, "0::/a/b/c", "/",
+        {"a/cpu.max": "800000 100000", "a/b/cpu.max": "400000 100000",
+         "a/b/c/cpu.max": "600000 100000", "other/cpu.max": "100000 100000"}, 4,
+    ),
+    "v2, at the root of a namespace": (V2, "0::/", "/", {"cpu.max": "500000 100000"}, 5),
+    "v2, the path is that outside": (
+        V2, "0::/docker/abc", "/docker/abc", {"cpu.max": "600000 100000"}, 6,
+    ),
+    "v2, below what is mounted": (
+        V2, "0::/docker/abc/app", "/docker/abc",
+        {"cpu.max": "600000 100000", "app/cpu.max": "200000 100000"}, 2,
+    ),
+    "v2, damaged": (V2, "0::/app", "/", {"app/cpu.max": "nonsense"}, 64),
+    "v2, of no time": (V2, "0::/app", "/", {"app/cpu.max": "0 0"}, 64),
+    "v1": (
+        V1, "4:cpu,cpuacct:/app", "/",
+        {"app/cpu.cfs_quota_us": "250000", "app/cpu.cfs_period_us": "100000"}, 3,
+    ),
+    "v1, none set": (
+        V1, "4:cpu,cpuacct:/app", "/",
+        {"app/cpu.cfs_quota_us": "-1", "app/cpu.cfs_period_us": "100000"}, 64,
+    ),
+    "v1, the group above": (
+        V1, "4:cpuacct,cpu:/pod/app\n5:memory:/x", "/",
+        {"pod/cpu.cfs_quota_us": "200000", "pod/cpu.cfs_period_us": "100000",
+         "pod/app/cpu.cfs_quota_us": "-1", "pod/app/cpu.cfs_period_us": "100000"}, 2,
+    ),
+    "v1, in a container": (
+        V1, "4:cpu,cpuacct:/docker/abc", "/docker/abc",
+        {"cpu.cfs_quota_us": "700000", "cpu.cfs_period_us": "100000"}, 7,
+    ),
+    "of another controller": (
+        MEMORY, "4:cpu:/app\n5:memory:/app", "/",
+        {"app/cpu.cfs_quota_us": "100000", "app/cpu.cfs_period_us": "100000"}, 64,
+    ),
+}  # fmt: skip
 
 
-def _fuses():
-    from fastce.cpu.constants import FUSED
+@pytest.mark.parametrize("case", CASES)
+def test_available(case, tmp_path, monkeypatch):
+    mounts, memberships, root, files, want = CASES[case]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
+    mount, process = tmp_path / "with space", tmp_path / "process"
+    process.mkdir()
+    if mounts is not None:
+        escaped = str(mount).replace(" ", r"\040")
+        (process / "mountinfo").write_text(mounts.format(mount=escaped, root=root))
+        (process / "cgroup").write_text(f"{memberships}\n")
+    for name, content in files.items():
+        path = mount / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{content}\n")
+    assert available(process) == want
 
-    return FUSED
+
+def test_affinity_counts_as_well(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(3), raising=False)
+    assert available(tmp_path) == 3
 
 
-@pytest.mark.skipif(not _fuses(), reason="this processor rounds a multiply-add twice")
-def test_avx2_gives_the_bits_of_this_processor(python):
-    assert python(DIGESTS, **AVX2).stdout.strip() == str(digests())
-
-
-@pytest.mark.parametrize("processor", [AVX2, PLAIN], ids=["AVX2", "plain x86-64"])
-def test_accuracy(python, processor):
-    python(ORACLE, **processor)
-
-
-@pytest.mark.parametrize("processor", [{}, PLAIN], ids=["this one", "plain x86-64"])
-def test_float16_is_converted_as_numpy_does(python, processor):
-    python(HALVES, **processor)
+def test_where_there_is_no_affinity(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert available(tmp_path) == 1

@@ -183,6 +183,103 @@ for i in range(120):
 assert caught > 100, caught
 check()
 """,
+    "an interrupt after another while helpers write": """
+def press():
+    while not stop.is_set():
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+        time.sleep(0.002)
+def interrupt(*_):
+    raise KeyboardInterrupt
+big, labels = np.zeros((3, 3_000_000), "f4"), np.zeros(3, int)  # a row is a piece of work
+out = np.empty_like(big)
+fastce.cross_entropy_and_grad(big, labels, out=out)
+caught = changed = 0
+for attempt in range(25):
+    out[...] = 7
+    stop = threading.Event()
+    thread = threading.Thread(target=press)
+    signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        try:
+            thread.start()
+            fastce.cross_entropy_and_grad(big, labels, out=out)
+        finally:
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    except KeyboardInterrupt:
+        caught += 1
+    stop.set()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    thread.join()
+    before = out[:, ::1009].copy()
+    time.sleep(0.03)
+    changed += not np.array_equal(before, out[:, ::1009])
+assert caught > 10, caught
+assert changed == 0, changed
+check()
+""",
+    "a signal handler that calls while helpers are started": """
+done = []
+def handler(*_):
+    if not done:
+        done.append(1)
+        check()
+signal.signal(signal.SIGALRM, handler)
+fastce.set_num_threads(1)
+check()
+for n in range(2, 150):
+    fastce.set_num_threads(n)
+    done.clear()
+    signal.setitimer(signal.ITIMER_REAL, 2e-5 + 1e-6 * (n % 100))
+    check()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+""",
+    "a signal handler that forks while helpers work": """
+def handler(*_):
+    in_child(check)
+signal.signal(signal.SIGALRM, handler)
+for i in range(10):
+    signal.setitimer(signal.ITIMER_REAL, 1e-4 * (i + 1))
+    for _ in range(5):
+        check()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+""",
+    "a call left by an error in a helper": """
+from fastce.cpu import threads
+main = threading.main_thread()
+begun = threading.Event()
+def kernel(counter):
+    if threading.current_thread() is not main:
+        begun.set()
+        raise MemoryError("in a helper")
+    begun.wait(10)
+try:
+    threads.launch(kernel, (), True)
+except MemoryError as error:
+    assert str(error) == "in a helper"
+else:
+    raise AssertionError("lost")
+check()
+""",
+    "a call that is left waits for who has begun": """
+from fastce.cpu import threads
+main = threading.main_thread()
+begun, ended = threading.Event(), []
+def kernel(counter):
+    if threading.current_thread() is not main:
+        begun.set()
+        time.sleep(0.3)
+        ended.append(1)
+        return
+    begun.wait(10)
+    raise KeyboardInterrupt
+for _ in range(3):
+    begun.clear(), ended.clear()
+    try:
+        threads.launch(kernel, (), True)
+    except KeyboardInterrupt:
+        assert ended == [1]
+check()
+""",
     "no thread can be started": """
 def refuse(self):
     raise RuntimeError("can't start new thread")
@@ -319,7 +416,15 @@ ENVIRONMENTS = [
     ({"FASTCE_NUM_THREADS": "3", "NUMBA_NUM_THREADS": "2", "OMP_NUM_THREADS": "1"}, "3"),
     ({"NUMBA_NUM_THREADS": "2", "OMP_NUM_THREADS": "1"}, "2"),
     ({"OMP_NUM_THREADS": "1"}, "1"),
-    ({}, "len(os.sched_getaffinity(0))"),
+    ({"OMP_NUM_THREADS": "3,2,1"}, "3"),  # a number for each level of nested regions
+    ({"OMP_NUM_THREADS": " 3 , 2"}, "3"),
+    ({"FASTCE_NUM_THREADS": " 5\t"}, "5"),
+    ({"FASTCE_NUM_THREADS": " ", "OMP_NUM_THREADS": "7"}, "7"),
+    ({"NUMBA_NUM_THREADS": "many", "OMP_NUM_THREADS": "7"}, "7"),
+    ({"OMP_NUM_THREADS": "1000000"}, "4096"),
+    ({"OMP_NUM_THREADS": "0"}, "processors.available()"),
+    ({"OMP_NUM_THREADS": "9" * 5000}, "processors.available()"),
+    ({}, "processors.available()"),
 ]
 
 
@@ -327,9 +432,71 @@ ENVIRONMENTS = [
 def test_the_environment_chooses(environment, want, python):
     names = ("FASTCE_NUM_THREADS", "NUMBA_NUM_THREADS", "OMP_NUM_THREADS")
     program = (
-        f"import os, fastce; assert fastce.get_num_threads() == {want}, fastce.get_num_threads()"
+        "import fastce\nfrom fastce.cpu import processors\n"
+        f"assert fastce.get_num_threads() == {want}, fastce.get_num_threads()"
     )
     python(program, **{name: environment.get(name) for name in names})
+
+
+@pytest.mark.parametrize("value", ["abc", "0", "-2", "2,1", "1.5", "4097", "9" * 5000])
+def test_nonsense_in_the_own_variable_is_an_error_that_names_it(value, python):
+    """At the first call that asks for the number, as an import would take the program along."""
+    python(
+        f"""
+import numpy as np, fastce
+fastce.logsumexp([0.0, 1.0])  # asks for no threads
+for call in (fastce.get_num_threads, lambda: fastce.logsumexp(np.zeros((2000, 100)))) * 2:
+    try:
+        call()
+    except ValueError as error:
+        assert str(error).startswith("FASTCE_NUM_THREADS: expected"), error
+        assert {value[:40]!r} in str(error) and len(str(error)) < 120
+    else:
+        raise AssertionError("no error")
+fastce.set_num_threads(2)
+fastce.logsumexp(np.zeros((2000, 100)))
+""",
+        FASTCE_NUM_THREADS=value,
+    )
+
+
+@pytest.mark.parametrize("n", [0, -1, 4097, 2**70])
+def test_a_number_of_threads_has_bounds(n):
+    before = fastce.get_num_threads()
+    with pytest.raises(ValueError, match=rf"^n: expected .*\[1, 4096\], got {n}$"):
+        fastce.set_num_threads(n)
+    with pytest.raises(ValueError, match=r"^n: expected"), fastce.num_threads(n):
+        pass
+    assert fastce.get_num_threads() == before
+
+
+@pytest.mark.parametrize("n", [True, 2.0, "2", None])
+def test_a_number_of_threads_is_an_integer(n):
+    with pytest.raises(TypeError, match=r"^n: expected an integer"):
+        fastce.set_num_threads(n)
+
+
+PIECES = {
+    "cross_entropy": "fastce.cross_entropy(z, y)",
+    "softmax": "fastce.softmax(z)",
+    "binary_cross_entropy": "fastce.binary_cross_entropy(z, z)",
+    "partial": "shards.partial(z, y, class_offset=0, classes=100)",
+    "linear_cross_entropy_and_grad":
+        "fastce.linear_cross_entropy_and_grad(z, z[:100], y, skip_below=1e-9)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_no_more_threads_than_pieces_of_work(name, python):
+    python(f"""
+import threading
+import numpy as np, fastce
+from fastce import shards
+z, y = np.zeros((1400, 100), "f4"), np.zeros(1400, int)
+fastce.set_num_threads(1000)
+{PIECES[name]}
+assert 1 < threading.active_count() < 20, threading.active_count()
+""")
 
 
 @pytest.mark.parametrize("value", ["", "many", "0", "-2", "2,1"])

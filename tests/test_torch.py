@@ -406,6 +406,18 @@ def test_in_place_only_when_it_can_be():
 # Derivatives --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_the_derivative_by_probabilities_keeps_masks_under_a_cap(dtype):
+    """-log p is infinite at -inf, and finite at logits far beyond the cap."""
+    far = torch.finfo(dtype).min
+    z = torch.tensor([[-torch.inf, far, 0.0, 1.0]], dtype=dtype)
+    h = torch.tensor([[0.0, 0.5, 0.5, 0.0]], dtype=dtype, requires_grad=True)
+    loss = ft.cross_entropy(z, h, softcap=2.0**-14, reduction="sum")
+    (surprise,) = torch.autograd.grad(loss, h)
+    assert surprise[0, 0] == torch.inf
+    assert torch.allclose(surprise[0, 1:].double(), torch.tensor(3.0).double().log(), rtol=1e-3)
+
+
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("name", OPTIONS)

@@ -11,7 +11,7 @@ from pathlib import Path
 import llvmlite.binding
 
 import fastce
-from fastce.cpu import jit
+from fastce.cpu import jit, processors
 
 from .terminal import pairs
 
@@ -32,8 +32,8 @@ def run(options: argparse.Namespace) -> int:
             ("processor", _processor()),
             ("LLVM target", llvmlite.binding.get_host_cpu_name() or "unknown"),
             ("vector extensions", _extensions()),
-            ("processors usable", f"{_usable_processors()} of {os.cpu_count() or 'unknown'}"),
-            ("threads", f"{fastce.get_num_threads()} (own pool of Python threads)"),
+            ("processors usable", f"{processors.available()} of {os.cpu_count() or 'unknown'}"),
+            ("threads", _threads()),
             ("kernel cache", _cache(jit.cache_directory())),
             ("GPU", _gpu()),
         ]
@@ -68,15 +68,16 @@ def _extensions() -> str:
     return " ".join(names) or "none of those used"
 
 
-def _usable_processors() -> int | str:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or "unknown"
+def _threads() -> str:
+    try:
+        return f"{fastce.get_num_threads()} (own pool of Python threads)"
+    except ValueError as error:
+        return str(error)
 
 
 def _cache(folder: Path | None) -> str:
     if folder is None:
-        return "off: no folder can be written, kernels are compiled in every process"
+        return "off: no folder is to be had, kernels are compiled in every process"
     sizes = [path.stat().st_size for path in folder.glob("*.nbc")]
     return f"{folder} ({len(sizes)} kernels, {sum(sizes) / 1e6:.1f} MB)"
 

@@ -73,7 +73,7 @@ def cross_entropy(
     streaming = _streaming(out, logits, axis)
     nll = z = 0.0
     for first, (z_base, soft_base, out_base), layout in blocks(axis, logits, soft, out):
-        outer, inner, classes, chunk, parts, columns, parallel, strides = layout
+        outer, inner, classes, chunk, parts, columns, _, strides = layout
         y, g, *results = _rows(first, outer * inner, *per_row)
         sums = np.empty((parts, 2))
         args = (
@@ -81,7 +81,8 @@ def cross_entropy(
             nll_scale, z_scale, streaming, ignore_index, keep, spread, z_loss, softcap,
             outer, inner, classes, chunk, *strides[0], *strides[1], *strides[2],
         )  # fmt: skip
-        launch(loops.cross_entropy_columns if columns else loops.cross_entropy_rows, args, parallel)
+        kernel = loops.cross_entropy_columns if columns else loops.cross_entropy_rows
+        launch(kernel, args, layout.parallel, layout.parts)
         if parts == 1:  # small calls; a sum of one number is ten times slower as a reduction
             nll += sums.item(0)
             z += sums.item(1)
@@ -104,7 +105,7 @@ def softmax(
         rows = _rows(first, layout.outer * layout.inner, known)
         kernel = softmaxes.softmax_columns if layout.columns else softmaxes.softmax_rows
         args = (*bases, *rows, streaming, logarithm or None, *_pieces(layout))
-        launch(kernel, args, layout.parallel)
+        launch(kernel, args, layout.parallel, layout.parts)
 
 
 def logsumexp(axis: int, x: AnyArray, result: AnyArray) -> None:
@@ -112,7 +113,7 @@ def logsumexp(axis: int, x: AnyArray, result: AnyArray) -> None:
     for first, bases, layout in blocks(axis, x):
         rows = _rows(first, layout.outer * layout.inner, result)
         kernel = softmaxes.logsumexp_columns if layout.columns else softmaxes.logsumexp_rows
-        launch(kernel, (*bases, *rows, *_pieces(layout)), layout.parallel)
+        launch(kernel, (*bases, *rows, *_pieces(layout)), layout.parallel, layout.parts)
 
 
 def _pieces(layout: Layout) -> tuple[Any, ...]:
@@ -164,7 +165,7 @@ def gradient_hessian(
             else curvature.gradient_hessian_rows
         )
         args = (*bases, *rows, *curve, *_pieces(layout))
-        launch(kernel, args, layout.parallel)
+        launch(kernel, args, layout.parallel, layout.parts)
 
 
 def hessian_vector_product(
@@ -182,7 +183,7 @@ def hessian_vector_product(
             curvature.hessian_vector_columns if layout.columns else curvature.hessian_vector_rows
         )
         args = (*bases, *rows, scale, *_pieces(layout))
-        launch(kernel, args, layout.parallel)
+        launch(kernel, args, layout.parallel, layout.parts)
 
 
 def binary_cross_entropy(
@@ -206,6 +207,6 @@ def binary_cross_entropy(
             *bases, *rows, sums, scale, outer, inner, count,
             min(count, CHUNK), *itertools.chain.from_iterable(layout.strides),
         )  # fmt: skip
-        launch(binary.binary_cross_entropy, args, layout.parallel)
+        launch(binary.binary_cross_entropy, args, layout.parallel, len(sums))
         total += _sum(sums)
     return total

@@ -88,7 +88,8 @@ def capped(z, softcap):
     """softcap * tanh(z / softcap) and its derivative; -inf stays itself, as None leaves all z."""
     if softcap is None:
         return z, splat(1.0, z)
-    x = convert(z, 0.0) / softcap
+    logit = convert(z, 0.0)
+    x = logit / softcap  # which may be infinite where the logit is not
     y = -2.0 * maximum(x, -1.0 * x)
     bias, floor = exp_scale(0.0, x)
     e = exp_scaled(y, bias, floor)
@@ -96,6 +97,6 @@ def capped(z, softcap):
     e_minus_1 = where(y > -0.34, y * polynomial("EXPM1", y), e - 1.0)
     t = where(x > 0.0, -1.0, 1.0) * e_minus_1 / (2.0 + e_minus_1)
     slope = 4.0 * e / ((1.0 + e) * (1.0 + e))
-    masked = x == -np.inf
+    masked = logit == -np.inf
     value = where(masked, -np.inf, softcap * t)
     return convert(value, z), convert(where(masked, 1.0, slope), z)

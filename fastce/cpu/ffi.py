@@ -5,6 +5,8 @@ The layout is part of XLA's stable binary interface, version 0, as its header
 given below; a 32-bit field is the lower half of its word.  Handlers touch no Python object.
 """
 
+import sys
+
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -12,7 +14,7 @@ from numba.extending import intrinsic
 
 from fastce.cpu.jit import device
 from fastce.cpu.memory import array_at
-from fastce.cpu.vector import I64, call_llvm
+from fastce.cpu.vector import I32, I64, call_llvm
 
 # Version of the interface; later minor ones only add to it.
 MAJOR, MINOR = 0, 1
@@ -31,6 +33,8 @@ LOWER_HALF = 0xFFFFFFFF
 
 # Attributes, which come sorted by their names.
 LABEL_SMOOTHING, TRAILING, Z_LOSS = range(3)
+
+_YIELD = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
 
 
 @intrinsic
@@ -103,6 +107,17 @@ def exchange(typingctx, words, number, old, new):
         return builder.extract_value(done, 1)
 
     return types.boolean(words, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def give_way(typingctx):
+    """Let another thread run."""
+
+    def codegen(context, builder, sig, args):
+        call_llvm(builder, _YIELD, I32)
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 @device

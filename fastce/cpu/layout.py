@@ -168,6 +168,7 @@ class _Writable:
     """Shows memory to NumPy as writable, so that read-only input needs no kernels of its own."""
 
     def __init__(self, array: AnyArray) -> None:
+        self._array = array  # the view holds on to it
         self.__array_interface__ = {
             "version": 3,
             "typestr": array.dtype.str,
@@ -192,5 +193,5 @@ def _stored(flat: AnyArray) -> AnyArray:
 
 
 def writable(array: AnyArray) -> AnyArray:
-    """The array itself, or a writable view of it that lives no longer than it does."""
+    """The array itself, or a writable view of it."""
     return array if array.flags.writeable else np.asarray(_Writable(array))

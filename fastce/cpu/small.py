@@ -14,7 +14,7 @@ from fastce.cpu.memory import address, zeros
 from fastce.cpu.tiles import count_tiles
 from fastce.cpu.vector import lanes
 
-REFUSED = -1, 0.0
+REFUSED = -1
 # Numba compiles a kernel anew for a literal. With numbers, that of `calls` serves here as well.
 NO = np.bool_(False)
 ZERO, ONE = np.int64(0), np.int64(1)
@@ -60,13 +60,22 @@ def _total(sums):
 
 
 @device
+def _reduce(sums, mean, count, loss):
+    """The loss in its own dtype: what Python rounds, it rounds as the caller has chosen."""
+    total = _total(sums)
+    if mean:
+        total = total / count if count > 0 else np.nan
+    loss[0] = total
+
+
+@device
 def _scale(mean, count):
     return 1.0 / count if mean and count > 0 else 1.0
 
 
 @kernel
-def small_rows(logits, targets, classes, ignore_index, mean, out):
-    """Rows that count and the sum of their losses, or REFUSED; the gradient to `out` (or None)."""
+def small_rows(logits, targets, classes, ignore_index, mean, out, loss):
+    """Rows that count, or REFUSED; the reduced loss to `loss`, the gradient to `out` (or None)."""
     count = _rows_that_count(logits, targets, classes, ignore_index, out)
     if count < 0:
         return REFUSED
@@ -81,11 +90,12 @@ def small_rows(logits, targets, classes, ignore_index, mean, out):
         classes * size, None,
         np.zeros(1, np.int64),
     )  # fmt: skip
-    return count, _total(sums)
+    _reduce(sums, mean, count, loss)
+    return count
 
 
 @kernel
-def small_columns(logits, targets, classes, ignore_index, mean, out):
+def small_columns(logits, targets, classes, ignore_index, mean, out, loss):
     """`small_rows` for few classes."""
     count = _rows_that_count(logits, targets, classes, ignore_index, out)
     if count < 0:
@@ -102,4 +112,5 @@ def small_columns(logits, targets, classes, ignore_index, mean, out):
         classes * size, size,
         np.zeros(1, np.int64),
     )  # fmt: skip
-    return count, _total(sums)
+    _reduce(sums, mean, count, loss)
+    return count

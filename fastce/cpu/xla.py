@@ -10,7 +10,6 @@ frame has its size.
 """
 
 import ctypes
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +22,6 @@ from fastce.cpu import ffi
 from fastce.cpu.foreign import across, chunks, cross_entropy
 from fastce.cpu.jit import c_function, device
 from fastce.cpu.memory import array_at, item_size, pointer_at
-from fastce.cpu.vector import I32, call_llvm
 
 # Words of a job.
 (
@@ -37,19 +35,6 @@ CLOSED = 1 << 32
 # Logits from which more threads are worth waking.
 SHARED = 65536
 IGNORED = -1  # the target of rows that count for nothing
-
-_YIELD = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
-
-
-@intrinsic
-def _give_way(typingctx):
-    """Let another thread run."""
-
-    def codegen(context, builder, sig, args):
-        call_llvm(builder, _YIELD, I32)
-        return context.get_dummy_value()
-
-    return types.void(), codegen
 
 
 @intrinsic
@@ -244,7 +229,7 @@ def _handler(name: str, kind: type[np.generic], soft: bool, with_grad: bool) -> 
         else:
             begun = ffi.add(words, BEGUN, CLOSED)
             while ffi.add(words, DONE, 0) < begun:
-                _give_way()
+                ffi.give_way()
             _finish(address, job, label_kind, loss_kind)
         _leave(job)
         return 0

@@ -117,8 +117,9 @@ def _factor(name: str, value: Any, z: Array) -> Factor:
     if value is None:
         return Factor()
     if not on_device(value) and np.ndim(value) == 0:
-        arguments.check_number(name, np.asarray(value).dtype)
-        return Factor(float(value))
+        number = arguments.any_array(name, value)
+        arguments.check_number(name, number.dtype)
+        return Factor(float(number))
     array = device_array(name, value, z)
     arguments.check_number(name, array.dtype)
     arguments.check_broadcastable(name, array.shape, z.shape)

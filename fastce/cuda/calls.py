@@ -22,6 +22,7 @@ else:
 _DIVISORS = 4  # numbers at the beginning of the scratch memory
 _SUM_SHARED = 24 * plan.SUM_THREADS
 _INT64 = 1 << 63
+_SMALLEST, _LARGEST = 2.0**-126, 2.0**127  # powers of two among the normal numbers of float32
 _MOST_CLASSES = (1 << 31) - 1  # positions in a row are 32-bit
 _MOST_SHAPES = 4096
 # Shapes of targets and the numbers that notes name them with; a program may have any number.
@@ -191,7 +192,7 @@ def rows(
             *(_row(result, first) for result in results), *_of_slice(part, first), chosen.parts,
         )  # fmt: skip
         floats = (
-            1.0 - options.label_smoothing, spread, options.z_loss, options.softcap or 1.0,
+            1.0 - options.label_smoothing, spread, options.z_loss, _cap(options.softcap, z),
             nll_scale, z_scale,
         )  # fmt: skip
         (launch or device.launch)(
@@ -313,6 +314,16 @@ def _place(array: Array | None, places: dict[int, Any]) -> tuple[int, int, int, 
         return 0, 0, 0, 0
     offset, strides = places[id(array)]
     return (array.address + offset, *strides)
+
+
+def _cap(softcap: float | None, z: Array) -> float:
+    """The cap as kernels of these logits can compute with it: float32 has neither 1e-300 nor 1e300.
+
+    Capped at its smallest normal number instead, logits are as good as equal as well.
+    """
+    if softcap is None:
+        return 1.0
+    return softcap if z.itemsize == 8 else min(max(softcap, _SMALLEST), _LARGEST)
 
 
 def _int64(value: int) -> int:

@@ -9,12 +9,11 @@ import hashlib
 import importlib.metadata
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from fastce.cpu.jit import cache_directory, load_entry, store_entry
+from fastce.cpu.jit import cache_directory, code_digest, load_entry, store_entry
 from fastce.cuda import plan
 from fastce.cuda.plan import Elements, Variant
 
@@ -123,10 +122,10 @@ def compiled(kernel: Kernel, capability: Capability) -> Code:
 
 def code(kernel: Kernel, capability: Capability) -> Code:
     """Machine code of a kernel, from the disk if it is there."""
-    folder = cache_directory()
-    if folder is None:
+    folder, sources = cache_directory(), _source_digest()
+    if folder is None or sources is None:
         return compiled(kernel, capability)
-    key = hashlib.sha256(_source_digest() + repr((kernel, capability)).encode()).hexdigest()
+    key = hashlib.sha256(sources + repr((kernel, capability)).encode()).hexdigest()
     path = folder / f"{name_of(kernel)}-sm{capability[0]}{capability[1]}-{key[:40]}.cubin"
     payload = load_entry(path)
     if payload is not None:
@@ -148,12 +147,12 @@ def name_of(kernel: Kernel) -> str:
 
 
 @functools.cache
-def _source_digest() -> bytes:
-    """Digest of every source file of the kernels and of the compilers that turn them to code."""
-    digest = hashlib.sha256()
-    here = Path(__file__).parent
-    for path in (*sorted(here.glob("*.py")), here.parent / "cpu" / "constants.py"):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+def _source_digest() -> bytes | None:
+    """Digest of all code of the kernels and of the compilers that turn it to machine code."""
+    sources = code_digest("fastce.cuda", "fastce.cpu.constants")
+    if sources is None:
+        return None
+    digest = hashlib.sha256(sources)
     digest.update(repr([(name, _version(name)) for name in _COMPILERS]).encode())
     digest.update(np.__version__.encode())
     return digest.digest()

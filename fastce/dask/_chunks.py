@@ -16,6 +16,7 @@ def chunked(name: str, value: Any) -> Any:
     """A dask array whose chunks have known sizes."""
     if not isinstance(value, da.Array):
         raise TypeError(f"{name}: expected a dask array, got {type(value).__name__}")
+    arguments.refuse_mask(name, value._meta)
     if any(np.isnan(size) for size in value.shape):
         raise ValueError(f"{name}: expected chunks of known sizes; see compute_chunk_sizes of dask")
     return value
@@ -23,7 +24,7 @@ def chunked(name: str, value: Any) -> Any:
 
 def any_array(name: str, value: Any) -> Any:
     """A dask array of known chunks, or whatever else is an array in memory."""
-    return chunked(name, value) if isinstance(value, da.Array) else np.asarray(value)
+    return chunked(name, value) if isinstance(value, da.Array) else arguments.any_array(name, value)
 
 
 def in_memory(name: str, value: Any) -> Any:

@@ -177,6 +177,6 @@ def _evaluate(
     scalar: float, reduction: str, gradient: bool,
 ) -> Any:  # fmt: skip
     return binary.evaluate(
-        arguments.native(np.asarray(z)), y, weight, pos_weight, reduction,
+        arguments.native(arguments.any_array("logits", z)), y, weight, pos_weight, reduction,
         scalar * (1.0 if g is None else g), gradient=gradient,
     )  # fmt: skip

@@ -57,6 +57,7 @@ def logsumexp(x: Any, *, axis: int | tuple[int, ...] | None = -1, keepdims: bool
     axes = arguments.reduced_axes("x", x.shape, axis)
     classes = math.prod(x.shape[k] for k in axes)
     graph = Graph("logsumexp", x)
+    keepdims = bool(keepdims)
     given: dict[str, Any] = {"axes": axes, "keepdims": keepdims}
     blocks: dict[Index, Key] = {}
     for kept, along in _rows_of_blocks(x, axes):

@@ -40,6 +40,7 @@ class Divided(torch.autograd.Function):
             refuse_gradient("target", ctx.needs_input_grad[1])
             refuse_gradient("weight", ctx.needs_input_grad[2])
             checked = arguments.options(*options)
+            ctx.where = where = {k: arguments.integer(k, value) for k, value in where.items()}
             place = kernel_array(input)
             total = shards.partial(
                 place(input), place(target), **where, weight=class_weight(weight, place),
@@ -52,7 +53,7 @@ class Divided(torch.autograd.Function):
         share = total and Share(total.covered, total.terms.classes)
         what = total and (total.terms, checked)
         _groups.agree(axes, error, what, total and total.rows, share, input)
-        ctx.where, ctx.reduction = where, checked.reduction
+        ctx.reduction = checked.reduction
         ctx.save_for_backward(input, target, weight)
         if input.is_cuda:
             from fastce.torch import _on_device
@@ -115,6 +116,7 @@ class DividedHead(torch.autograd.Function):
             refuse_gradient("target", wanted[2])
             refuse_gradient("weight", wanted[4])
             checked = arguments.options(*options)
+            classes = arguments.integer("classes", classes)
             rows, x, labels = _head.flattened(input, linear_weight, target)
             layer = LinearSlice(
                 **_head.arrays(x, linear_weight, labels, linear_bias, weight),

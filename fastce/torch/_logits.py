@@ -175,8 +175,9 @@ def _loss_forward(ctx: Any, v: Tensor | None, h: Tensor | None, *_: None) -> Ten
 
 def _surprise(input: Tensor, axis: int, options: Options, dtype: torch.dtype) -> Tensor:
     """-log p of every class."""
-    softcap = options.softcap
-    z = input if softcap is None else softcap * torch.tanh(input / softcap)
+    z, softcap = wide(input).to(dtype), options.softcap
+    if softcap is not None:  # masked classes stay masked, and huge logits are no such
+        z = torch.where(z == -torch.inf, z, softcap * torch.tanh(z / softcap))
     return -torch.log_softmax(z, axis, dtype=dtype)
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import _reduction as legacy
 
+from fastce._arguments import integer, plain_options
 from fastce.torch import _head, _head_operators, _logits
 from fastce.torch import _vmap as _vmap  # registers its rules
 from fastce.torch._eager import CrossEntropy, InPlace, LinearCrossEntropy
@@ -122,6 +123,9 @@ def cross_entropy(
 
         _check_in_place(in_place, None)
         return _as_asked(_dtensor.cross_entropy(*arguments, options), input, dtype)
+    # Now, for the backward pass as well; of DTensors after the ranks have agreed on errors.
+    options = Options(*plain_options(*options))
+    arguments = input, target, weight, integer("axis", axis)
     differentiated = _differentiated(weight, input, target)
     if watched or (differentiated and target.requires_grad):
         _check_in_place(in_place, None)
@@ -240,6 +244,7 @@ def linear_cross_entropy(
         from fastce.torch import _dtensor_head
 
         return _as_asked(_dtensor_head.linear_cross_entropy(*given, options), input, dtype)
+    options = Options(*plain_options(*options))
     rows, x, labels = _head.flattened(input, linear_weight, target)
     arguments = x, linear_weight, labels, linear_bias, weight
     differentiated = _differentiated(weight, *(t for t in arguments[:4] if t is not None))
@@ -250,7 +255,7 @@ def linear_cross_entropy(
         loss = _head.loss(*arguments, options)
     else:
         loss = LinearCrossEntropy.apply(*arguments, options)
-    if reduction == "none":
+    if options.reduction == "none":
         loss = loss.reshape(rows)
     return _as_asked(loss, input, dtype)
 
