@@ -129,7 +129,7 @@ def test_the_table_names_extras_and_files_that_there_are(extra):
 
 
 def test_nothing_is_skipped_for_want_of_a_package():
-    """Such a skip would pass where an extra is broken; `pytest.mark.needs` fails with ``--extras``."""
+    """Such a skip would pass where an extra is broken; `needs` fails there with ``--extras``."""
     skips = "import" + "orskip"
     guilty = [path.name for path in ROOT.glob("tests/*.py") if skips in path.read_text("utf-8")]
     assert guilty == []
