@@ -16,6 +16,8 @@ settings.load_profile("suite")
 
 PACKAGE = Path(fastce.__file__).parent
 
+PATIENCE = 600.0  # seconds, after which a program hangs: long, for machines that are busy or slow
+
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -24,7 +26,11 @@ def python() -> RunPython:
     """Run a program in a fresh interpreter; fails on a bad exit status, an abort or a hang."""
 
     def run(
-        program: str, *, package: Path = PACKAGE, timeout: float = 120, **environment: str | None
+        program: str,
+        *,
+        package: Path = PACKAGE,
+        timeout: float = PATIENCE,
+        **environment: str | None,
     ) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "PYTHONPATH": str(package.parent), "PYTHONDONTWRITEBYTECODE": "1"}
         for name, value in environment.items():

@@ -2,14 +2,13 @@
 
 import pickle
 
+import lightgbm
 import numpy as np
 import pytest
+import xgboost
 
 import fastce
 from fastce.boosting import softmax_objective
-
-lightgbm = pytest.importorskip("lightgbm")
-xgboost = pytest.importorskip("xgboost")
 
 ROUNDS = 8
 XGBOOST = {

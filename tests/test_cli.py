@@ -82,6 +82,55 @@ def test_info_when_nothing_can_be_had(tmp_path):
     assert "GPU                none found" in found.stdout
 
 
+PACKAGES = """
+import importlib.metadata
+import ctypes, shutil, subprocess
+from types import SimpleNamespace
+known = {known}
+find = importlib.metadata.version
+def version(name):
+    if name in ("numba-cuda", "cuda-bindings"):
+        if name not in known:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return known[name]
+    return find(name)
+importlib.metadata.version = version
+def ask(place):
+    place._obj.value = 12080
+    return {status}
+def library(name, *rest, load=ctypes.CDLL, **options):
+    if "cuda" in str(name):
+        return SimpleNamespace(cuDriverGetVersion=ask)
+    return load(name, *rest, **options)
+ctypes.CDLL = library
+shutil.which = lambda name: name
+answer = SimpleNamespace(stdout="NVIDIA H100, 570.1\\nNVIDIA A10, 570.1\\n")
+subprocess.run = lambda *given, **options: answer
+"""
+
+
+@pytest.mark.parametrize(
+    "known, status, lines",
+    [
+        ({"numba-cuda": "0.30", "cuda-bindings": "13.5"}, 0,
+         ["CUDA arrays        computed on their device, by numba-cuda 0.30 and cuda-bindings 13.5",
+          "CUDA driver        CUDA 12.8",
+          "GPU                NVIDIA H100 with driver 570.1, NVIDIA A10 with driver 570.1"]),
+        ({}, 3,
+         ["CUDA arrays        not taken: needs numba-cuda, of the extra fastce[cuda]",
+          "is there and does not answer"]),
+    ],
+)  # fmt: skip
+def test_info_on_cuda(known, status, lines):
+    """What is installed and what is there, told apart, and nothing heavy imported for it."""
+    check = "import atexit\natexit.register(lambda: print(*sorted(sys.modules)))"
+    found = cli("info", prelude=PACKAGES.format(known=known, status=status) + check)
+    assert found.returncode == 0, found.stderr
+    for line in lines:
+        assert line in found.stdout
+    assert not {"numba.cuda", "numba_cuda", "cuda"} & set(found.stdout.split())
+
+
 def test_version_is_that_of_the_package():
     assert fastce.__version__ == importlib.metadata.version("fastce")
 

@@ -30,6 +30,26 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+FOREIGN = """
+import warnings
+from fastce.sklearn import SoftmaxRegression
+fit = SoftmaxRegression.fit
+def warns(model, x, y):
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.warn_explicit(f"of another library: {category.__name__}", category, "theirs.py", 1)
+    return fit(model, x, y)
+SoftmaxRegression.fit = warns
+"""
+
+
+def test_warnings_that_are_not_of_the_fit_are_shown_as_python_shows_them(here):
+    found = cli("fit", "x.npy", "y.npy", "--json", prelude=FOREIGN)
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["warnings"] == []
+    assert "theirs.py:1: FutureWarning: of another library" in found.stderr
+    assert "DeprecationWarning" not in found.stderr
+
+
 def made(folder):
     """What is there beside the data."""
     data = {"iris.csv", "iris.npz", "two.npz", "x.npy", "y.npy", "h.npy", "iris.svmlight"}

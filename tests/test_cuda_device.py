@@ -16,17 +16,16 @@ import pytest
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 
 
-def _why_not() -> str:
-    if importlib.util.find_spec("numba_cuda") is None:
-        return "numba-cuda is not installed"
-    if SIMULATED:
-        return ""
-    torch = pytest.importorskip("torch")
-    return "" if torch.cuda.is_available() else "there is no CUDA device"
+def _torch_has_one() -> bool:
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
-if reason := _why_not():
-    pytest.skip(reason, allow_module_level=True)
+if not SIMULATED and not _torch_has_one():
+    pytest.skip("there is no CUDA device", allow_module_level=True)
 
 if SIMULATED:
     from fastce.cuda import simulated_driver

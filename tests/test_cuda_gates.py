@@ -4,12 +4,7 @@ A few kernels here, chosen so that each line of the launch table, each dtype and
 comes once; `cuda_gates` does them all.
 """
 
-import importlib.util
-
 import pytest
-
-if importlib.util.find_spec("numba_cuda") is None:
-    pytest.skip("numba-cuda is not installed", allow_module_level=True)
 
 from fastce.cuda.kernels import OfRecords
 from fastce.cuda.plan import Elements, variant

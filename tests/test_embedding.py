@@ -12,9 +12,8 @@ PAGE = ROOT / "docs" / "embedding.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 
 
+@pytest.mark.needs("test-jax", "boosting")
 def test_examples():
-    for package in ("jax", "lightgbm", "xgboost"):
-        pytest.importorskip(package)
     blocks = re.findall(r"^```pycon\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
     assert len(blocks) > 5
     test = doctest.DocTestParser().get_doctest("".join(blocks), {}, PAGE.name, str(PAGE), 0)

@@ -3,19 +3,17 @@
 import functools
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import fastce
+import fastce.jax
 from tests.checks import draw, draw_soft, draw_targets, same_bits
 from tests.families import faults
 from tests.sweep import batches, boundaries
-
-jax = pytest.importorskip("jax")
-optax = pytest.importorskip("optax")
-import jax.numpy as jnp  # noqa: E402
-
-import fastce.jax  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 `test_jax_cuda_device` has what comes of the launches.
 """
 
-import importlib.util
 import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,14 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-if importlib.util.find_spec("numba_cuda") is None:
-    pytest.skip("numba-cuda is not installed", allow_module_level=True)
-
-jax = pytest.importorskip("jax")
-
-from tests import xla_frames  # noqa: E402
-from tests.test_cuda import FakeDriver, _launch_of  # noqa: E402
-from tests.xla_frames import EXECUTE, INITIALIZE, INSTANTIATE, PREPARE, Launch, Place  # noqa: E402
+from tests import xla_frames
+from tests.test_cuda import FakeDriver, _launch_of
+from tests.xla_frames import EXECUTE, INITIALIZE, INSTANTIATE, PREPARE, Launch, Place
 
 STREAM = 0x57
 

@@ -8,20 +8,20 @@ what that launches runs in the simulator: all is real but XLA's stream and the d
 import contextlib
 import ctypes
 import functools
-import importlib.util
 import os
 import struct
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.interpreters import mlir
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
-jax = pytest.importorskip("jax")
 
 
 def _why_not():
-    if importlib.util.find_spec("numba_cuda") is None:
-        return "numba-cuda is not installed"
     try:
         jax.devices("cpu" if SIMULATED else "cuda")
     except RuntimeError:
@@ -35,9 +35,6 @@ if reason := _why_not():
 if SIMULATED:
     import tests.cuda_simulator  # noqa: F401 (small launch parameters)
     from fastce.cuda import simulated, simulated_driver
-
-import jax.numpy as jnp  # noqa: E402
-from jax.interpreters import mlir  # noqa: E402
 
 import fastce.jax  # noqa: E402
 from fastce import _jax_primitive as primitive  # noqa: E402
@@ -272,7 +269,6 @@ def test_derivatives_of_every_kind():
 
 
 def test_the_twins_of_optax():
-    optax = pytest.importorskip("optax")
     logits, labels = jnp.asarray(draw((4, 6), np.float64)), jnp.asarray(draw_targets((4,), 6))
     soft = jnp.asarray(draw_soft((4, 6), np.float64))
     for name, given in (

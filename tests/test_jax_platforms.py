@@ -5,9 +5,13 @@ import importlib.util
 import re
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
+from jax.interpreters import mlir
 
+import fastce.jax
+from fastce import _jax_primitive as primitive
 from tests import oracle
 from tests.checks import (
     FLOATS,
@@ -19,17 +23,8 @@ from tests.checks import (
     loss_dtype,
 )
 
-jax = pytest.importorskip("jax")
-optax = pytest.importorskip("optax")
-from jax.interpreters import mlir  # noqa: E402
-
-import fastce.jax  # noqa: E402
-from fastce import _jax_primitive as primitive  # noqa: E402
-
 INF, NAN = np.inf, np.nan
-needs_numba_cuda = pytest.mark.skipif(
-    importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda is not installed"
-)
+needs_numba_cuda = pytest.mark.needs("test-cuda")
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +132,7 @@ def test_one_program_for_both_platforms(devices):
     assert "exponential" in text  # for tpu
 
 
+@needs_numba_cuda
 @pytest.mark.parametrize(
     "at_hand, kernels",
     [(["9.0"], True), (["8.0", "12.0"], True), (["7.5"], False), (["9.0", "7.0"], False),
@@ -144,8 +140,6 @@ def test_one_program_for_both_platforms(devices):
 )  # fmt: skip
 def test_devices_that_have_kernels(devices, at_hand, kernels):
     """From compute capability 8.0 on, with the package; others have the formula, and no error."""
-    if kernels and importlib.util.find_spec("numba_cuda") is None:
-        pytest.skip("numba-cuda is not installed")
     devices[:] = at_hand
     text = exported(
         jax.grad(fastce.jax.cross_entropy), draw((4, 7)), draw_targets((4,), 7), platforms=["cuda"]

@@ -291,9 +291,11 @@ def test_standard_errors_are_those_of_the_hessian(l2):
     )
 
 
+@pytest.mark.needs("peers")
 def test_the_estimate_of_statsmodels():
     """MNLogit: the same optimum, log likelihood and standard errors."""
-    api = pytest.importorskip("statsmodels.api")
+    import statsmodels.api as api
+
     x, y = draw(c=3)
     model = SoftmaxRegression(l2=0.0, solver="newton-cg", tol=1e-10).fit(x, y)
     theirs = api.MNLogit(y, api.add_constant(x)).fit(disp=0, method="newton", maxiter=100)

@@ -9,17 +9,14 @@ import tracemalloc
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch.testing import assert_close
 
 import fastce
+import fastce.torch as ft
 from tests.checks import assert_gradient, assert_loss
 from tests.oracle import cross_entropy as oracle
-
-torch = pytest.importorskip("torch")
-
-import torch.nn.functional as F  # noqa: E402, N812
-from torch.testing import assert_close  # noqa: E402
-
-import fastce.torch as ft  # noqa: E402
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 OPTIONS = {

@@ -10,11 +10,11 @@ import os
 import re
 
 import pytest
+import torch
 
 import fastce
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
-torch = pytest.importorskip("torch")
 if not SIMULATED and not torch.cuda.is_available():
     pytest.skip("there is no CUDA device", allow_module_level=True)
 

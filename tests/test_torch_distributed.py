@@ -1,6 +1,5 @@
 """`fastce.torch.distributed` with gloo: the results of one process, and no rank left waiting."""
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -8,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-torch = pytest.importorskip("torch")
+import torch
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 500
@@ -35,9 +33,7 @@ def test_on_1_2_and_4_ranks(program):
     run(program, (1, 2, 4))
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda is not installed"
-)
+@pytest.mark.needs("test-cuda")
 def test_tensors_on_simulated_devices():
     run("cuda", (2, 4), NUMBA_ENABLE_CUDASIM="1")
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
-
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "torch.md"
 TEXT = PAGE.read_text(encoding="utf-8")

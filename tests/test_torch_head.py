@@ -3,13 +3,11 @@
 import itertools
 
 import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch.testing import assert_close
 
-torch = pytest.importorskip("torch")
-
-import torch.nn.functional as F  # noqa: E402, N812
-from torch.testing import assert_close  # noqa: E402
-
-import fastce.torch as ft  # noqa: E402
+import fastce.torch as ft
 
 ROWS, FEATURES, CLASSES = 6, 4, 5
 WEIGHT = torch.tensor([0.5, 2.0, 1.0, 0.0, 1.5], dtype=torch.float64)

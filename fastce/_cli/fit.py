@@ -32,6 +32,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _fit(options: argparse.Namespace) -> int:
+    from sklearn.exceptions import ConvergenceWarning
+
     from fastce.sklearn import SoftmaxRegression
 
     outputs = {"--output": options.output, "--curve": options.curve}
@@ -52,7 +54,7 @@ def _fit(options: argparse.Namespace) -> int:
     )  # fmt: skip
     began = time.perf_counter()
     with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", ConvergenceWarning)
         try:
             model.fit(data.x, data.y)
         except ValueError as error:
@@ -72,7 +74,14 @@ def _fit(options: argparse.Namespace) -> int:
         "iterations": model.n_iter_,
         "seconds": seconds,
     }
-    notes = [str(w.message) for w in told]
+    notes = []
+    for warning in told:
+        if issubclass(warning.category, ConvergenceWarning):
+            notes.append(str(warning.message))
+        else:  # of somebody else's code, and not about the fit
+            warnings.showwarning(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
     if options.json:
         print(json.dumps(found | {"warnings": notes}))
         return 0

@@ -1,11 +1,13 @@
 """``fastce info``: what a report of a fault should begin with."""
 
 import argparse
+import ctypes
 import importlib.metadata
 import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import llvmlite.binding
@@ -36,6 +38,8 @@ def run(options: argparse.Namespace) -> int:
             ("threads", _threads()),
             ("kernel cache", _cache(jit.cache_directory())),
             ("GPU", _gpu()),
+            ("CUDA driver", _cuda_driver()),
+            ("CUDA arrays", _cuda()),
         ]
     )
     return 0
@@ -83,14 +87,35 @@ def _cache(folder: Path | None) -> str:
 
 
 def _gpu() -> str:
-    """Name the GPUs that NVIDIA's own tool finds; this version computes on none."""
+    """Name the GPUs and the driver that NVIDIA's own tool finds."""
     tool = shutil.which("nvidia-smi")
-    names: list[str] = []
+    found: list[str] = []
     if tool is not None:
         try:
-            query = [tool, "--query-gpu=name", "--format=csv,noheader"]
-            found = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
-            names = found.stdout.splitlines()
+            query = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+            done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+            found = [" with driver ".join(line.split(", ")) for line in done.stdout.splitlines()]
         except (OSError, subprocess.SubprocessError):
             pass
-    return f"{', '.join(names) or 'none found'} (this version computes on the CPU only)"
+    return ", ".join(found) or "none found"
+
+
+def _cuda() -> str:
+    """Say whether arrays on CUDA devices are computed with, by the packages installed."""
+    numba_cuda, bindings = _version("numba-cuda"), _version("cuda-bindings")
+    if numba_cuda == "unknown":
+        return "not taken: needs numba-cuda, of the extra fastce[cuda] or fastce[cuda12]"
+    return f"computed on their device, by numba-cuda {numba_cuda} and cuda-bindings {bindings}"
+
+
+def _cuda_driver() -> str:
+    """Ask the driver, without starting a device, for the newest CUDA that it runs."""
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    version = ctypes.c_int()
+    try:
+        failed = ctypes.CDLL(name).cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return "none found"
+    if failed:
+        return f"{name} is there and does not answer"
+    return f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"
