@@ -32,7 +32,7 @@ EXTRAS = {
     "test-cuda": Extra(
         "CUDA without a device", ("fastce/cuda*", "tests/test_cuda_*", "tests/test_*_cuda*")
     ),
-    "peers": Extra("statsmodels"),
+    "peers": Extra("statsmodels and data frames of dask"),
 }
 
 

@@ -155,16 +155,19 @@ def _jax() -> Iterator[Public]:
         yield Public(f"fastce.jax.{name}", getattr(module, name), values)
 
 
-_FRAMEWORKS = {"": _core, "dask": _dask, "torch": _torch, "jax": _jax}
+# Functions, and the extra without which there are none.
+_FRAMEWORKS = [(_core, None), (_dask, None), (_torch, "test-torch"), (_jax, "test-jax")]
 
 
 def public_functions() -> list[Any]:
-    """Every public function, as parameters of a test; those of missing frameworks are skipped."""
+    """Every public function, as parameters of a test; of a missing framework one that is left out."""
     found = []
-    for framework, functions in _FRAMEWORKS.items():
-        if framework and importlib.util.find_spec(framework) is None:
-            missing = pytest.mark.skip(reason=f"needs {framework}")
-            found.append(pytest.param(None, id=f"fastce.{framework}", marks=missing))
-        else:
-            found += [pytest.param(public, id=public.name) for public in functions()]
+    for functions, extra in _FRAMEWORKS:
+        marks = [pytest.mark.needs(extra)] if extra else []
+        try:
+            found += [pytest.param(p, id=p.name, marks=marks) for p in functions()]
+        except ModuleNotFoundError:
+            if not extra:
+                raise
+            found.append(pytest.param(None, id=functions.__name__, marks=marks))
     return found

@@ -2,6 +2,7 @@
 
 import dask.array as da
 import numpy as np
+import pandas
 import pytest
 import scipy.sparse
 from sklearn.linear_model import SGDClassifier
@@ -177,7 +178,6 @@ class Frame:
 
 
 def test_frames_are_arrays_with_names():
-    pandas = pytest.importorskip("pandas")
     x, y, s = draw()
     names = np.array(["ash", "beech", "cedar", "date"], object)[y]
     frame = pandas.DataFrame(x, columns=["a", "b", "c"])
@@ -193,10 +193,9 @@ def test_frames_are_arrays_with_names():
     assert not hasattr(model, "feature_names_in_")
 
 
+@pytest.mark.needs("peers")
 def test_frames_of_dask():
-    pytest.importorskip("pyarrow")
-    frames = pytest.importorskip("dask.dataframe")
-    import pandas
+    import dask.dataframe as frames
 
     x, y, s = draw()
     frame = pandas.DataFrame(x, columns=["a", "b", "c"])

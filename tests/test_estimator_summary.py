@@ -1,6 +1,7 @@
 """Covariance and summary of SoftmaxRegression: published numbers, other programs, other units."""
 
 import numpy as np
+import pandas
 import pytest
 import scipy.sparse
 import scipy.stats
@@ -143,7 +144,6 @@ def test_dependence_is_found_behind_its_rounding(seed):
 
 
 def test_the_table_prints_and_is_a_frame():
-    pandas = pytest.importorskip("pandas")
     x, y, _ = draw()
     frame = pandas.DataFrame(x, columns=["age", "income", "size"])
     model = SoftmaxRegression(0.0).fit(frame, np.array(["a", "b", "c"])[y])
@@ -160,11 +160,13 @@ def test_the_table_prints_and_is_a_frame():
     assert list(table) == ["estimate", "standard_error", "z", "p", "lower", "upper"]
 
 
+@pytest.mark.needs("peers")
 @pytest.mark.parametrize("solver", ["lbfgs", "newton-cg"])
 def test_the_stored_results_of_statsmodels(solver):
     """Party identification in 1996, of Stata, which statsmodels checked against R's nnet."""
-    api = pytest.importorskip("statsmodels.api")
-    results = pytest.importorskip("statsmodels.discrete.tests.results.results_discrete")
+    import statsmodels.api as api
+    from statsmodels.discrete.tests.results import results_discrete as results
+
     data = api.datasets.anes96.load()
     x, y = np.asarray(data.exog, float), np.asarray(data.endog)
     want = results.Anes.mnlogit_basezero
@@ -180,9 +182,11 @@ def test_the_stored_results_of_statsmodels(solver):
     assert model.log_likelihood(x, y) == pytest.approx(want.llf, rel=1e-8)
 
 
+@pytest.mark.needs("peers")
 @pytest.mark.parametrize("reference", [0, 2])
 def test_the_covariance_of_statsmodels(reference):
-    api = pytest.importorskip("statsmodels.api")
+    import statsmodels.api as api
+
     x, y, _ = draw(classes=4)
     model = SoftmaxRegression(0.0, solver="newton-cg", tol=1e-11).fit(x, y)
     order = np.insert(np.delete(np.arange(4), reference), 0, reference)

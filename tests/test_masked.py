@@ -2,10 +2,12 @@
 
 Its mask would be dropped silently, and what its owner has called invalid would count."""
 
+import dask.array as da
 import numpy as np
 import pytest
 
 import fastce
+import fastce.dask
 from fastce import shards
 from tests.public_calls import NUMBERS, public_functions
 
@@ -61,15 +63,13 @@ def test_records_that_are_masked_are_not_merged():
 
 
 def test_a_chunk_that_turns_out_to_be_masked_is_refused():
-    da = pytest.importorskip("dask.array")
-    fastce_dask = pytest.importorskip("fastce.dask")
     z = da.ones((4, 3), chunks=2).map_blocks(masked, dtype=float, meta=np.empty((0, 0)))
-    for function in (fastce_dask.softmax, fastce_dask.logsumexp):
+    for function in (fastce.dask.softmax, fastce.dask.logsumexp):
         with pytest.raises(TypeError, match=r"x: .* without a mask"):
             function(z).compute(scheduler="synchronous")
     y = da.ones(4, dtype=int, chunks=2)
     with pytest.raises(TypeError, match=r"logits: .* without a mask"):
-        fastce_dask.cross_entropy(z, y).compute(scheduler="synchronous")
+        fastce.dask.cross_entropy(z, y).compute(scheduler="synchronous")
 
 
 @pytest.mark.parametrize("public", FUNCTIONS)
