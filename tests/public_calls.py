@@ -160,7 +160,7 @@ _FRAMEWORKS = [(_core, None), (_dask, None), (_torch, "test-torch"), (_jax, "tes
 
 
 def public_functions() -> list[Any]:
-    """Every public function, as parameters of a test; of a missing framework one that is left out."""
+    """Every public function, as parameters of a test; one of a missing framework is left out."""
     found = []
     for functions, extra in _FRAMEWORKS:
         marks = [pytest.mark.needs(extra)] if extra else []

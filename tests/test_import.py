@@ -124,3 +124,18 @@ def test_unknown_names_are_attribute_errors():
 
 def test_typed():
     assert (PACKAGE / "py.typed").exists()
+
+
+def test_without_a_compiler_the_error_names_the_reason(python):
+    python(
+        """
+import numpy as np, fastce
+try:
+    fastce.cross_entropy(np.zeros((3, 4)), [0, 1, 2])
+except ImportError as error:
+    assert "NUMBA_DISABLE_JIT" in str(error)
+else:
+    raise AssertionError("computed")
+""",
+        NUMBA_DISABLE_JIT="1",
+    )

@@ -36,6 +36,13 @@ from numba.core.sigutils import normalize_signature
 
 from fastce.cpu.mode import InDefaultMode
 
+if numba.config.DISABLE_JIT:
+    # Of numba's own functions, too, some would then be Python's, which nothing here could call.
+    raise ImportError(
+        "fastce: expected a numba that compiles, got one with NUMBA_DISABLE_JIT set; what fastce "
+        "computes has no form but compiled code"
+    )
+
 if hasattr(os, "register_at_fork"):
     # A child forked while another thread compiles would find the compiler locked for ever.
     os.register_at_fork(
