@@ -79,13 +79,13 @@ def test_torch_in_16_bits(dtype):
     """Our float32 loss lies where torch's own rounding to 16 bits allows."""
     wide = draw((16, 9), scale=2)
     targets = draw_targets((16,), 9)
-    z = torch.tensor(wide).to(getattr(dtype)).requires_grad_()
+    z = torch.tensor(wide).to(getattr(torch, dtype)).requires_grad_()
     loss = F.cross_entropy(z, torch.tensor(targets), reduction="none")
     loss.sum().backward()
     logits = (
         z.detach().float().numpy().astype(np.float16 if dtype == "float16" else ml_dtypes.bfloat16)
     )
     got, grad = fastce.cross_entropy_and_grad(logits, targets, reduction="none")
-    unit = float(torch.finfo(getattr(dtype)).eps)
+    unit = float(torch.finfo(getattr(torch, dtype)).eps)
     np.testing.assert_allclose(got, loss.detach().float().numpy(), rtol=4 * unit)
     np.testing.assert_allclose(grad.astype("f4"), z.grad.float().numpy(), rtol=8 * unit, atol=unit)
