@@ -19,6 +19,7 @@ from sklearn.utils.validation import (
 )
 
 import fastce
+from fastce._arguments import any_array, refuse_mask
 from fastce._fit import information, labels, progress, separation, solvers
 from fastce._fit.coordinates import Vector
 from fastce._fit.objective import Objective
@@ -286,7 +287,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if known is None and not labels.are_soft(y):
                 raise ValueError("classes: expected all classes of the stream at first, got None")
             return known
-        found = np.unique(np.asarray(classes))
+        found = np.unique(any_array("classes", classes))
         if known is not None and not np.array_equal(found, known):
             raise ValueError(f"classes: expected those of the first call, {known}, got {found}")
         labels.check_classes(found, "classes")
@@ -471,6 +472,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"solver: expected 'newton-cg' or 'lbfgs', got {self.solver!r}")
 
     def _data(self, X: Any, y: Any, sample_weight: Any, classes: Any, *, reset: bool) -> Any:
+        for name, value in (("X", X), ("y", y), ("sample_weight", sample_weight)):
+            refuse_mask(name, value)
         if _is_of_dask(X):
             return self._chunked(X, y, sample_weight)
         options = {"accept_sparse": "csr", "dtype": _FLOATS, "order": "C", "reset": reset}
@@ -500,6 +503,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _observations(self, X: Any, sample_weight: Any = None) -> tuple[Any, Any]:
         check_is_fitted(self)
+        refuse_mask("X", X)
+        refuse_mask("sample_weight", sample_weight)
         X = validate_data(self, X, accept_sparse="csr", dtype=_FLOATS, reset=False)
         if sample_weight is not None:
             sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64)

@@ -9,6 +9,7 @@ import pytest
 import fastce
 import fastce.dask
 from fastce import shards
+from fastce.sklearn import SoftmaxRegression
 from tests.public_calls import NUMBERS, public_functions
 
 # Tensors of torch know no masks.
@@ -77,3 +78,26 @@ def test_a_masked_number_is_refused(public):
     for option in sorted(set(public.parameters) & set(NUMBERS)):
         with pytest.raises(TypeError, match=f"^{option}: "):
             public.results(**{option: np.ma.array(NUMBERS[option][0])})
+
+
+@pytest.mark.parametrize("name", ["X", "y", "sample_weight"])
+@pytest.mark.parametrize("dask", [False, True])
+def test_the_estimator_refuses_masks(name, dask):
+    x, y, weight = np.eye(6)[:, :3], np.arange(6) % 2, np.ones(6)
+    given = {"X": x, "y": y, "sample_weight": weight}
+    given[name] = masked(given[name])
+    if dask:
+        given = {key: da.from_array(value, chunks=3, asarray=False) for key, value in given.items()}
+    with pytest.raises(TypeError, match=f"^{name}: .* without a mask"):
+        SoftmaxRegression().fit(**given)
+    if name == "y" or dask:
+        return
+    model = SoftmaxRegression().fit(x, y)
+    for method in (model.summary, model.standard_errors, model.covariance):
+        with pytest.raises(TypeError, match=f"^{name}: .* without a mask"):
+            method(given["X"], given["sample_weight"])
+    if name == "X":
+        with pytest.raises(TypeError, match=r"^X: .* without a mask"):
+            model.predict_proba(given["X"])
+    with pytest.raises(TypeError, match=r"^classes: .* without a mask"):
+        SoftmaxRegression().partial_fit(x, y, masked(np.arange(2)))

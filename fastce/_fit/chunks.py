@@ -15,6 +15,7 @@ import scipy.sparse
 from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils.multiclass import check_classification_targets
 
+from fastce._arguments import any_array, refuse_mask
 from fastce._fit import labels
 from fastce._fit.coordinates import Coordinates, Moments, Standardised
 from fastce._fit.passes import FEW, Array, Data, Gradient, masses, passes
@@ -156,7 +157,7 @@ def _array(name: str, value: Any) -> Any:
             warnings.filterwarnings("ignore", "Dask currently has limited support", UserWarning)
             value = value.to_dask_array(lengths=True)
     if not isinstance(value, da.Array):
-        value = np.asarray(value)
+        value = any_array(name, value)
         value = da.from_array(value, chunks=value.shape)
     if any(np.isnan(size) for size in value.shape):
         raise ValueError(f"{name}: expected chunks of known sizes; see compute_chunk_sizes of dask")
@@ -191,8 +192,10 @@ def _unite(*parts: tuple[Array, Array]) -> tuple[Array, Array]:
 
 def _data(x: Any, y: Any, weight: Any, *, classes: Array, class_weight: Any) -> Data:
     """A chunk, checked and encoded."""
+    refuse_mask("X", x)
+    refuse_mask("sample_weight", weight)
     x = check_array(x, accept_sparse="csr", dtype=_FLOATS, order="C", input_name="X")
-    y = np.asarray(y)
+    y = any_array("y", y)
     check_consistent_length(x, y)
     if weight is not None:
         weight = check_array(weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight")

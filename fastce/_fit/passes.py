@@ -269,7 +269,8 @@ class FewClasses:
             np.asarray(data.x), padded, intercepts, classes, self._targets, data.soft, data.weight,
             self._p, hessian, losses, biases, sums, self._rows,
         )  # fmt: skip
-        launch(self._kernel, args, parallel=data.x.size * classes > 1 << 17)
+        parallel = data.x.size * classes > 1 << 17
+        launch(self._kernel, args, parallel, self._parts)
         return Gradient(
             float(losses.sum()),
             sums.sum(axis=0, dtype=np.float64)[:classes, :features],
