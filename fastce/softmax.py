@@ -161,8 +161,8 @@ def softmax(
     [[0.6652 0.2447 0.09  ]
      [0.5    0.     0.5   ]]
     >>> print(fastce.softmax(x, axis=None).round(4))  # of six classes
-    [[0.0237 0.0087 0.0032]
-     [0.4764 0.     0.4764]]
+    [[0.024  0.0088 0.0032]
+     [0.482  0.     0.482 ]]
     """
     return _softmax(x, axis, out, logarithm=False)
 

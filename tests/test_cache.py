@@ -60,7 +60,7 @@ def test_the_second_process_compiles_nothing(filled, python):
     assert {path.name: path.read_bytes() for path in filled.iterdir()} == files
 
 
-DIGESTS = """
+EDITS = """
 from pathlib import Path
 from fastce.cpu import jit
 digests = [jit.source_digest()]
@@ -76,7 +76,7 @@ print(len(digests), len(set(digests)))
 def test_editing_any_source_of_the_kernels_is_noticed(copy, python):
     """By the digest that names what is kept; the next test sees what comes of it."""
     count = len(list((PACKAGE / "cpu").glob("*.py"))) + 1
-    assert python(DIGESTS, package=copy).stdout.split() == [str(count)] * 2
+    assert python(EDITS, package=copy).stdout.split() == [str(count)] * 2
 
 
 def test_editing_a_source_takes_effect(copy, tmp_path, python):

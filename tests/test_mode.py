@@ -18,7 +18,7 @@ MODES = (
     if X86
     else {"flush": 1 << 24, "down": 2 << 22, "up": 1 << 22, "to zero": 3 << 22}
 )
-CORE = [p for p in public_functions() if p.values and p.values[0].name.startswith("fastce.")]
+CORE = [p for p in public_functions() if p.id.startswith("fastce.")]
 CORE = [p for p in CORE if "dask" not in p.id and "torch" not in p.id and "jax" not in p.id]
 
 
