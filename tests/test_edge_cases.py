@@ -8,7 +8,15 @@ import pytest
 import fastce
 from fastce import rows, shards
 from tests import oracle
-from tests.checks import FLOATS, assert_gradient, assert_loss, draw, draw_targets, same_bits
+from tests.checks import (
+    FLOATS,
+    assert_close,
+    assert_gradient,
+    assert_loss,
+    draw,
+    draw_targets,
+    same_bits,
+)
 
 INF, NAN = np.inf, np.nan
 DTYPES = [np.dtype("float32"), np.dtype("float64")]
@@ -461,3 +469,26 @@ def test_a_mask_is_told_by_the_logit_and_not_by_its_quotient(dtype, low, softcap
         row = np.ascontiguousarray(np.moveaxis(z, axis, -1)[0])
         options = {"label_smoothing": 0.0, "z_loss": 0.0, "softcap": softcap}
         assert rows.cross_entropy(row, 0, None, *options.values()) == pytest.approx(want, rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"weight": True}, {"soft": True}], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("classes, axis", [(10, -1), (70, -1), (1000, -1), (70, 0)])
+def test_classes_masked_by_the_smallest_number_are_far_but_not_infinite(
+    dtype, classes, axis, options
+):
+    logits = np.zeros((3, classes), dtype)
+    logits[:, 3:] = np.finfo(dtype).min
+    targets = np.arange(3)
+    given = {"label_smoothing": 0.1, "reduction": "none"}
+    if "weight" in options:
+        given["weight"] = np.ones(classes)
+    if "soft" in options:
+        targets = np.eye(3, classes, dtype=dtype)
+    want = oracle.cross_entropy(logits, targets, **given)
+    if axis == 0:
+        logits = np.ascontiguousarray(logits.T)
+        targets = targets.T if "soft" in options else targets
+    loss = fastce.cross_entropy(logits, targets, axis=axis, **given)
+    assert np.all(np.isfinite(loss))
+    assert_close(loss, want.loss, 1e-6 if dtype == "float32" else 1e-14)

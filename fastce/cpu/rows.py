@@ -61,6 +61,9 @@ LEAD = 40.0
 # Below this rest the sum with the maximum is not used: what it has lost by rounding, relative to
 # log1p(rest), would be more than the sum without it has.
 SWALLOWED = 4.0
+# What distances of classes are multiplied with where a block of them is added up: many may be as
+# large as there are numbers, where classes are masked by the smallest one.
+SHORT = 2.0**-12
 
 
 @device
@@ -180,25 +183,31 @@ def _block(base, offset, start, stop, step, softcap, shift, bias, floor, tail, e
 
 
 @device
+def _distance(level, z):
+    """SHORT (level - z)."""
+    return fma(z, splat(-SHORT, z), splat(SHORT * level, z))
+
+
+@device
 def _block_distances(base, offset, start, stop, count, step, softcap, tail, ending, level):
-    """Sum of level - z_j over the classes of a `_block`."""
+    """Sum of SHORT (level - z_j) over the classes of a `_block`."""
     zero = zeros(base)
     width = lanes(zero)
     sums = convert(zero, 0.0)
     quads = stop - (stop - start) % (4 * width)
     for j in range(start, quads, 4 * width):
-        d = level - _classes(base, offset, j, step, softcap)
-        d = d + (level - _classes(base, offset, j + width, step, softcap))
-        f = level - _classes(base, offset, j + 2 * width, step, softcap)
-        f = f + (level - _classes(base, offset, j + 3 * width, step, softcap))
+        d = _distance(level, _classes(base, offset, j, step, softcap))
+        d = d + _distance(level, _classes(base, offset, j + width, step, softcap))
+        f = _distance(level, _classes(base, offset, j + 2 * width, step, softcap))
+        f = f + _distance(level, _classes(base, offset, j + 3 * width, step, softcap))
         sums = sums + convert(d + f, 0.0)
     d = zero
     for j in range(quads, stop, width):
-        d = d + (level - _classes(base, offset, j, step, softcap))
+        d = d + _distance(level, _classes(base, offset, j, step, softcap))
     sums = sums + convert(d, 0.0)
     if ending:
         counted = lane_numbers(zero) >= float(stop - (count - width))
-        sums = sums + convert(where(counted, level - tail, 0.0), 0.0)
+        sums = sums + convert(where(counted, _distance(level, tail), 0.0), 0.0)
     return total(sums)
 
 
@@ -214,7 +223,7 @@ def _block_gaps(
         distances = _block_distances(
             base, offset, start, stop, count, step, softcap, tail, ending, level
         )
-        return spread * distances, spread * (where(ending, count, stop) - start)
+        return spread / SHORT * distances, spread * (where(ending, count, stop) - start)
     gaps = convert(zero, 0.0)
     masses = gaps
     for begin in range(start, stop, 2 * width):
