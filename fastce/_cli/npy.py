@@ -19,10 +19,10 @@ import numpy as np
 
 from .terminal import Failure
 
-# A few copies of a piece are in memory at a time, together below 300 MB even where kernels have to be
-# compiled first, which takes 50 MB.  Larger pieces are read faster where the classes of a row lie far
-# apart: 600 MB of 50257 x 3000 float32 along axis 0 in 2.6 s with pieces of 8 MiB, in 1.6 s with 16,
-# in 1.4 s with 20, in 1.2 s with 24.
+# A few copies of a piece are in memory at a time, together below 300 MB even where kernels have to
+# be compiled first, which takes 50 MB.  Larger pieces are read faster where the classes of a row
+# lie far apart: 600 MB of 50257 x 3000 float32 along axis 0 in 2.6 s with pieces of 8 MiB, in 1.6 s
+# with 16, in 1.4 s with 20, in 1.2 s with 24.
 PIECE_BYTES = 20 << 20
 # Linux maps up to this much of a cached file around a page that is touched.
 _FAULT_AROUND = 64 << 10
