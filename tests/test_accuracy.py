@@ -231,14 +231,16 @@ def test_the_mean_keeps_tiny_losses(dtype):
 def test_sums_of_one_large_and_many_tiny_terms(dtype, classes, axis, options):
     """Each tiny term is a little more than half a unit of the sum, which rounding makes a whole."""
     rng = np.random.default_rng(classes)
-    rows = max(4, 200_000 // classes)
+    rows = max(100, 400_000 // classes)
     second = rng.uniform(5, 9.9, rows)
     digits = 24 if dtype.itemsize == 4 else 53
-    tiny = second + digits * np.log(2) + rng.uniform(-3, 6, rows)
+    # ... alone, or two, four or eight of them together
+    share = rng.uniform(0.6, 1.3, rows) / rng.choice([1, 2, 4, 8], rows)
+    tiny = second + digits * np.log(2) - np.log(share)
     for offset in (0.0, -1e6):
         logits = np.repeat((offset - tiny)[:, None], classes, axis=1)
         logits[:, 0] = offset
-        logits[:, classes // 2] = offset - second
+        logits[:, classes * 5 // 9] = offset - second  # of many classes, in another block
         logits = logits.astype(dtype)
         if axis == 0:
             logits = np.ascontiguousarray(logits.T)
