@@ -172,7 +172,8 @@ def hard_labels(array: AnyArray, classes: int, ignore_index: int) -> npt.NDArray
         bad = array.ravel() >= classes
         if ignore_index >= 0:
             bad &= array.ravel() != ignore_index
-        raise bad_target(array, int(np.argmax(bad)), classes)
+        row = int(np.argmax(bad))
+        raise bad_target(array.ravel()[row], row, array.shape, classes)
     return np.ascontiguousarray(array, np.int64).reshape(-1)
 
 
@@ -211,14 +212,14 @@ def check_row_weight(
         raise ValueError(f"{name}: expected shape {rows}, one per row, got {shape}")
 
 
-def bad_target(value: npt.ArrayLike, row: int, classes: int, ignorable: bool = True) -> IndexError:
-    """The error for the target of a row, counted in row order."""
-    array = np.asarray(value)
-    index = tuple(int(i) for i in np.unravel_index(row, array.shape))
-    where = index if array.ndim else "()"
+def bad_target(
+    value: Any, row: int, rows: tuple[int, ...], classes: int, ignorable: bool = True
+) -> IndexError:
+    """The error for the target of a row, counted in the order of rows of this shape."""
+    where = tuple(int(i) for i in np.unravel_index(row, rows))
     return IndexError(
         f"targets: expected integers in [0, {classes}){' or ignore_index' if ignorable else ''}, "
-        f"got {int(array[index])} at index {where}"
+        f"got {int(value)} at index {where}"
     )
 
 

@@ -35,12 +35,12 @@ class Call:
         self.count: float = rows
         self.total_weight: float = rows
         if hard:
-            self.hard = arguments.hard_labels(labels, self.classes, options.ignore_index)
-            bad_row, self.count, self.total_weight = cpu.calls.check_targets(
-                self.hard, self.classes, options.ignore_index, self.weight
-            )
+            self.hard, bad_row, self.count, self.total_weight = cpu.calls.check_targets(
+                arguments.hard_labels(labels, self.classes, options.ignore_index),
+                self.classes, options.ignore_index, self.weight,
+            )  # fmt: skip
             if bad_row >= 0:
-                raise arguments.bad_target(labels, bad_row, self.classes)
+                raise arguments.bad_target(self.hard[bad_row], bad_row, labels.shape, self.classes)
         else:
             self.soft = arguments.float_array("targets", labels)
         self.losses = np.empty(self.rows, self.dtype) if options.reduction == "none" else None

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fastce._arguments import AnyArray, refuse_mask
 
@@ -14,12 +15,12 @@ _LARGE = 32 << 20  # bytes from which an array's first byte is worth choosing
 
 
 def gradient(
-    out: AnyArray | None, logits: AnyArray, name: str = "logits", **read: AnyArray | None
+    out: AnyArray | None, logits: AnyArray, name: str = "logits", **read: npt.ArrayLike | None
 ) -> AnyArray:
     """Where the gradient goes: `out` if it fits, or a fresh array laid out like the logits.
 
     `out` may be the very memory of the logits, but not overlap them otherwise, nor anything else
-    that is read.
+    that is read: what the caller has given, not what has been made of it.
     """
     if out is None:
         return _fresh_like(logits)
@@ -90,7 +91,8 @@ def _same_memory(a: AnyArray, b: AnyArray) -> bool:
     )
 
 
-def _overlap(a: AnyArray, b: AnyArray) -> bool:
+def _overlap(a: AnyArray, given: npt.ArrayLike) -> bool:
+    b = np.asarray(given)
     if not np.may_share_memory(a, b):
         return False
     try:

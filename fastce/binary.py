@@ -212,7 +212,9 @@ def evaluate(
     arguments.check_reduction(reduction)
     upstream, per_element = arguments.upstream(grad_output, z.shape, reduction)
     grad = (
-        outputs.gradient(out, z, targets=t, weight=w, pos_weight=positive, grad_output=per_element)
+        outputs.gradient(
+            out, z, targets=targets, weight=weight, pos_weight=pos_weight, grad_output=grad_output
+        )
         if gradient
         else None
     )

@@ -105,7 +105,7 @@ def gradient_hessian(
     axis = arguments.class_axis("logits", z.shape, axis)
     classes = z.shape[axis]
     rows = z.shape[:axis] + z.shape[axis + 1 :]
-    hard = arguments.hard_targets(targets, z, axis)
+    given = arguments.hard_targets(targets, z, axis)
     weight = arguments.row_weight("sample_weight", sample_weight, rows)
     curves = {
         "diag": cpu.calls.Curve(curved=1.0),
@@ -116,9 +116,9 @@ def gradient_hessian(
     if not isinstance(hessian, str) or hessian not in curves:
         raise ValueError(f"hessian: expected one of {', '.join(curves)}, got {hessian!r}")
     # Nothing is to be ignored: a class in that place is as good as none.
-    bad_row = cpu.calls.check_targets(hard, classes, 0, None)[0]
+    hard, bad_row, *_ = cpu.calls.check_targets(given, classes, 0, None)
     if bad_row >= 0:
-        raise arguments.bad_target(targets, bad_row, classes, ignorable=False)
+        raise arguments.bad_target(hard[bad_row], bad_row, rows, classes, ignorable=False)
     grad, hess = np.empty_like(z, subok=False), np.empty_like(z, subok=False)
     cpu.calls.gradient_hessian(axis, z, hard, weight, curves[hessian], grad, hess)
     return grad, hess

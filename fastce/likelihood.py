@@ -149,7 +149,9 @@ def nll_loss_and_grad(
     options = arguments.options(ignore_index, 0.0, 0.0, None, reduction, normalizer)
     call = Call("log_probs", log_probs, targets, axis, weight, options)
     scalar, per_row = arguments.upstream(grad_output, call.rows, reduction)
-    grad = outputs.gradient(out, call.logits, "log_probs", targets=call.labels, grad_output=per_row)
+    grad = outputs.gradient(
+        out, call.logits, "log_probs", targets=targets, weight=weight, grad_output=grad_output
+    )
     index, u = labels(call)
     loss = _loss(call, index, u)
     slope = 0.0 - scalar * inverse(call.divisors()[0]) * u  # no negative zeros

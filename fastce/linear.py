@@ -216,7 +216,8 @@ def linear_cross_entropy_and_grad(
     scale = scalar * inverse(head.call.divisors()[0])
     largest = abs(scale) if per_row is None else float(abs(per_row).max(initial=0.0))
     negligible = arguments.skip_below(skip_below) * largest
-    gradients = _outputs(head, bias, out, accumulate, per_row)
+    read = {"targets": targets, "class_weight": class_weight, "grad_output": grad_output}
+    gradients = _outputs(head, bias, out, accumulate, read)
     products = Products(head, *gradients, accumulate=accumulate, negligible=negligible)
     total = head.total(scale if per_row is None else per_row, products)
     products.finish()
@@ -231,9 +232,10 @@ def _reduced(head: Head, total: float) -> Any:
 
 
 def _outputs(
-    head: Head, bias: npt.ArrayLike | None, out: Any, accumulate: bool, per_row: AnyArray | None
-) -> Gradients:
-    """Where the three gradients go."""
+    head: Head, bias: npt.ArrayLike | None, out: Any, accumulate: bool,
+    read: dict[str, npt.ArrayLike | None],
+) -> Gradients:  # fmt: skip
+    """Where the three gradients go, apart from all that is read."""
     names = ("x", "weight", "bias")
     like = (head.x, head.weight, None if bias is None else arguments.float_array("bias", bias))
     if out is None:
@@ -242,10 +244,7 @@ def _outputs(
         raise ValueError(f"out: expected (dx, dweight, dbias), got {out!r:.60}")
     if bias is None and out[2] is not None:
         raise ValueError("out: expected None for dbias where there is no bias, got an array")
-    read: dict[str, AnyArray | None] = {
-        "targets": head.call.labels, "class_weight": head.call.weight, "grad_output": per_row,
-        **dict(zip(names, like, strict=True)),
-    }  # fmt: skip
+    read |= zip(names, like, strict=True)
     found: list[AnyArray | None] = []
     for name, array, given in zip(names, like, out, strict=True):
         if accumulate and given is None and array is not None:

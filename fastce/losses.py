@@ -81,7 +81,7 @@ def _loss_and_grad(
     call = Call("logits", logits, targets, axis, weight, options)
     upstream = arguments.upstream(grad_output, call.rows, options.reduction)
     grad = outputs.gradient(
-        out, call.logits, targets=call.labels, weight=call.weight, grad_output=upstream[1]
+        out, call.logits, targets=targets, weight=weight, grad_output=grad_output
     )
     return _cross_entropy(call, upstream, grad), grad
 

@@ -384,7 +384,7 @@ def data_parallel_cross_entropy_and_grad(
         options = arguments.options(ignore_index, label_smoothing, z_loss, softcap, "mean", None)
         call = Call("logits", logits, targets, axis, weight, options)
         upstream = arguments.upstream(grad_output, call.rows, "mean")
-        grad = outputs.gradient(out, call.logits, targets=call.labels, weight=call.weight)
+        grad = outputs.gradient(out, call.logits, targets=targets, weight=weight)
         sums = float(call.total_weight), float(call.count)
         dtype, call.dtype = call.dtype, np.float64  # parts of the loss are not rounded
     except _RAISED as found:

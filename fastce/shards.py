@@ -164,10 +164,11 @@ class _Slice:
         if not fit.hard:
             self.soft = arguments.float_array("targets", labels)
             return
-        self.hard = arguments.hard_labels(labels, classes, ignore_index)
-        bad_row = calls.check_targets(self.hard, classes, ignore_index, None)[0]
+        self.hard, bad_row, *_ = calls.check_targets(
+            arguments.hard_labels(labels, classes, ignore_index), classes, ignore_index, None
+        )
         if bad_row >= 0:
-            raise arguments.bad_target(labels, bad_row, classes)
+            raise arguments.bad_target(self.hard[bad_row], bad_row, labels.shape, classes)
 
     def label_terms(self, terms: Terms) -> tuple[float, float, AnyArray | None]:
         """Share of the labels that is kept, share for each class, the weights of what is spread."""
@@ -242,8 +243,8 @@ class GradientCall:
         check_total(total, part.rows, np.dtype(part.dtype), part.hard is not None)
         self.upstream = arguments.upstream(grad_output, part.rows, reduction)
         self.out = outputs.gradient(
-            out, part.logits, targets=part.soft if part.hard is None else part.hard,
-            weight=part.weight, grad_output=self.upstream[1], total=total.records,
+            out, part.logits, targets=targets, weight=weight, grad_output=grad_output,
+            total=total.records,
         )  # fmt: skip
 
 

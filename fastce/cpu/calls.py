@@ -33,14 +33,23 @@ class Curve(NamedTuple):
     at_target: bool = False
 
 
+class Targets(NamedTuple):
+    """Integer targets as they were when they were checked, in memory that nobody else writes to."""
+
+    checked: npt.NDArray[np.int64]
+    bad_row: int  # the first whose target is no class, or -1
+    valid: int  # rows that are not ignored
+    weight: float  # of these
+
+
 def check_targets(
     targets: npt.NDArray[np.int64], classes: int, ignore_index: int, weight: AnyArray | None
-) -> tuple[int, int, float]:
-    """(first row with a bad target or -1, rows that count, their weight)."""
-    found: tuple[int, int, float] = loops.check_targets(
-        writable(targets), classes, ignore_index, weight
+) -> Targets:
+    """Copy and check: kernels go where a target sends them, so it must not change in between."""
+    checked = np.empty_like(targets)
+    return Targets(
+        checked, *loops.check_targets(writable(targets), checked, classes, ignore_index, weight)
     )
-    return found
 
 
 def cross_entropy(

@@ -107,11 +107,12 @@ def _given(typingctx, value, item):
 
 
 @device
-def _first_bad(targets, classes, ignore_index):
-    """The first row whose target is no class, or -1."""
-    if targets is None:
-        return -1
-    return loops.check_targets(targets, classes, ignore_index, None)[0]
+def _checked(given, classes, ignore_index):
+    """(targets that nobody else writes to, the first row whose target is no class or -1)."""
+    if given is None:
+        return given, -1
+    targets = np.empty(len(given), np.int64)
+    return targets, loops.check_targets(given, targets, classes, ignore_index, None)[0]
 
 
 @device
@@ -166,15 +167,15 @@ def matrix(
             return BAD_ARGUMENT
         if (c.targets == 0) != soft or (c.probabilities != 0) != soft:
             return BAD_ARGUMENT
-        targets = array_at(c.targets, target_kind, c.rows)
-        bad_row = _first_bad(targets, c.classes, c.ignore_index)
+        given = array_at(c.targets, target_kind, c.rows)
+        targets, bad_row = _checked(given, c.classes, c.ignore_index)
         if bad_row >= 0:
             return 1 + bad_row
         logits, losses = pointer_at(c.logits, kind), array_at(c.losses, kind, c.rows)
         labels, grads = pointer_at(c.probabilities, soft_kind), pointer_at(c.grad, out_kind)
         factors = array_at(c.weight, hard_kind, c.classes)
-        given = array_at(c.grad_output, upstream_kind, c.rows)
-        upstream = _upstream(given, c.grad_output, c.rows)
+        of_rows = array_at(c.grad_output, upstream_kind, c.rows)
+        upstream = _upstream(of_rows, c.grad_output, c.rows)
         cap = _given(c.softcap, cap_kind)
         if c.label_smoothing > 0.0:
             spread = array_at(c.weight, weight_kind, c.classes)

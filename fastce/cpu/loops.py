@@ -67,26 +67,30 @@ def _predicted(base, offset, classes, advance, rest, first):
 
 
 @kernel
-def check_targets(targets, classes, ignore_index, weight):
-    """(first bad row or -1, rows that count, sum of their weights)."""
+def check_targets(targets, checked, classes, ignore_index, weight):
+    """(first bad row or -1, rows that count, sum of their weights) of what `checked` will hold.
+
+    Every target is read once: `targets` may be memory that somebody else writes to meanwhile.
+    """
     count = 0
     bad = 0
     for i in range(targets.size):
         y = targets[i]
+        checked[i] = y
         outside = (y < 0) | (y >= classes)
         ignored = y == ignore_index
         count += not ignored
         bad += outside & (not ignored)
     if bad > 0:
-        for i in range(targets.size):
-            y = targets[i]
+        for i in range(checked.size):
+            y = checked[i]
             if (y < 0 or y >= classes) and y != ignore_index:
                 return i, count, 0.0
     mass = float(count)
     if weight is not None:
         mass = 0.0
-        for i in range(targets.size):
-            y = targets[i]
+        for i in range(checked.size):
+            y = checked[i]
             if y != ignore_index:
                 mass += weight[y]
     return -1, count, mass

@@ -35,8 +35,11 @@ def _overlap(a, b):
 
 
 @device
-def _rows_that_count(logits, targets, classes, ignore_index, out):
-    """Their number, or -1 if a target is bad or `out` lies where it must not."""
+def _rows_that_count(logits, targets, checked, classes, ignore_index, out):
+    """Their number, or -1 if a target is bad or `out` lies where it must not.
+
+    The targets that have been looked at go to `checked`: the caller's may change (see `loops`).
+    """
     if out is not None:
         if _first_byte(out) != _first_byte(logits) and _overlap(out, logits):
             return -1
@@ -44,7 +47,9 @@ def _rows_that_count(logits, targets, classes, ignore_index, out):
             return -1
     count = 0
     bad = 0
-    for y in targets:
+    for i in range(len(targets)):
+        y = targets[i]
+        checked[i] = y
         valid = y != ignore_index
         count += valid
         bad += valid & ((y < 0) | (y >= classes))
@@ -76,15 +81,16 @@ def _scale(mean, count):
 @kernel
 def small_rows(logits, targets, classes, ignore_index, mean, out, loss):
     """Rows that count, or REFUSED; the reduced loss to `loss`, the gradient to `out` (or None)."""
-    count = _rows_that_count(logits, targets, classes, ignore_index, out)
+    rows = len(targets)
+    checked = np.empty(rows, np.int64)
+    count = _rows_that_count(logits, targets, checked, classes, ignore_index, out)
     if count < 0:
         return REFUSED
-    rows = len(targets)
     size = logits.itemsize
     chunk = max(1, CHUNK // classes)
     sums = np.empty(((rows + chunk - 1) // chunk, 2))
     cross_entropy_rows(
-        logits, targets, None, None, None, None, None, None, None, None, out, sums,
+        logits, checked, None, None, None, None, None, None, None, None, out, sums,
         _scale(mean, count), 1.0, NO, ignore_index, 1.0, 0.0, 0.0, None,
         ONE, rows, classes, chunk, ZERO, classes * size, None, ZERO, ZERO, None, ZERO,
         classes * size, None,
@@ -97,16 +103,17 @@ def small_rows(logits, targets, classes, ignore_index, mean, out, loss):
 @kernel
 def small_columns(logits, targets, classes, ignore_index, mean, out, loss):
     """`small_rows` for few classes."""
-    count = _rows_that_count(logits, targets, classes, ignore_index, out)
+    rows = len(targets)
+    checked = np.empty(rows, np.int64)
+    count = _rows_that_count(logits, targets, checked, classes, ignore_index, out)
     if count < 0:
         return REFUSED
-    rows = len(targets)
     size = logits.itemsize
     width = lanes(zeros(address(logits)))
     chunk = max(1, CHUNK // (classes * width))
     sums = np.empty(((count_tiles(1, rows, width) + chunk - 1) // chunk, 2))
     cross_entropy_columns(
-        logits, targets, None, None, None, None, None, None, None, None, out, sums,
+        logits, checked, None, None, None, None, None, None, None, None, out, sums,
         _scale(mean, count), 1.0, NO, ignore_index, 1.0, 0.0, 0.0, None,
         ONE, rows, classes, chunk, ZERO, classes * size, size, ZERO, ZERO, ZERO, ZERO,
         classes * size, size,

@@ -136,8 +136,9 @@ def _prepare(address, kind, label_kind, upstream_kind):
         words[LABELS] = job + 8 * FIELDS
         targets = ffi.words(words[LABELS], rows)
         for i in range(rows):
-            targets[i] = labels[i]
-            if _bad(labels[i], words):
+            y = labels[i]  # once: the caller's own array may lie there
+            targets[i] = y
+            if _bad(y, words):
                 targets[i] = 0
                 upstream[i] = np.nan
     return job
