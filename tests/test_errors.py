@@ -170,14 +170,22 @@ def test_overlapping_out(overlap):
     assert same_bits(base, before)
 
 
-@pytest.mark.parametrize("name", ["targets", "weight", "grad_output"])
-def test_out_overlapping_what_else_is_read(name):
+@pytest.mark.parametrize(
+    "what",
+    ["targets", "integer targets", "weight", "weight of another dtype", "grad_output",
+     "grad_output of another dtype"],
+)  # fmt: skip
+def test_out_overlapping_what_else_is_read(what):
     out = np.full((4, 10), 0.25)
     read = {
         "targets": out,
+        "integer targets": out.view(np.int32)[:4, 0],  # which kernels get converted
         "weight": out.reshape(-1)[5:15],
+        "weight of another dtype": out.view(np.float32)[0, :10],
         "grad_output": out.reshape(-1)[3:7],
-    }[name]
+        "grad_output of another dtype": out.view(np.float32)[0, :4],
+    }[what]
+    name = what.removeprefix("integer ").removesuffix(" of another dtype")
     arguments = {"targets": Y, "reduction": "none"} | {name: read}
     with pytest.raises(ValueError, match="overlap") as error:
         fastce.cross_entropy_and_grad(Z.astype("f8"), out=out, **arguments)

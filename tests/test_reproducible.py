@@ -110,6 +110,69 @@ def test_the_place_of_a_strided_row(inner):
     assert same_bits(part_grad, grad[1:3, :, 301 - inner :])
 
 
+@pytest.mark.parametrize("classes", [10, 70, 1000])
+@pytest.mark.parametrize("lying", ["C", "F", "transposed", "transposed F", "inner"])
+def test_a_row_that_is_a_view_of_a_batch(lying, classes):
+    """A row alone has the strides of its batch, whichever they are, and so its bits."""
+    logits = draw((40, classes), np.float64, scale=3)
+    axis = -1 if lying in ("C", "F") else 0 if "transposed" in lying else 1
+    if lying.endswith("F"):
+        logits = np.asfortranarray(logits)
+    if axis == 0:
+        logits = logits.T
+    if axis == 1:
+        logits = np.ascontiguousarray(logits.reshape(4, 10, classes).swapaxes(1, 2))
+    targets = draw_targets(np.delete(logits.shape, axis), classes)
+    loss, grad = fastce.cross_entropy_and_grad(logits, targets, axis=axis, reduction="none")
+    stats = fastce.cross_entropy_stats(logits, targets, axis=axis)
+    for index in np.ndindex(targets.shape):
+        at = tuple(slice(i, i + 1) for i in index)
+        inside = (*at[:axis], slice(None), *at[axis:]) if axis >= 0 else (*at, slice(None))
+        of_row = {"axis": axis, "reduction": "none"}
+        one_loss, one_grad = fastce.cross_entropy_and_grad(logits[inside], targets[at], **of_row)
+        assert same_bits(one_loss, loss[at])
+        assert same_bits(one_grad, grad[inside])
+        entropy = fastce.cross_entropy_stats(logits[inside], targets[at], axis=axis).entropy
+        assert same_bits(entropy, stats.entropy[at])
+        assert same_bits(fastce.softmax(logits[inside], axis=axis),
+                         fastce.softmax(logits, axis=axis)[inside])  # fmt: skip
+
+
+def _places(shape):
+    """Arrays of a shape that lie in memory in every way."""
+    twice = tuple(2 * size for size in shape)
+    yield np.empty(shape)
+    yield np.asfortranarray(np.empty(shape))
+    yield np.empty(twice)[tuple(slice(0, size, 2) for size in twice)]
+    yield np.empty(twice)[tuple(slice(0, size) for size in shape)]
+    yield np.moveaxis(np.empty((shape[-1], *shape[:-1])), 0, -1)
+
+
+@pytest.mark.parametrize(
+    "shape, axis",
+    [((7, 11, 130), -1), ((7, 11, 13), -1), ((5, 13, 40, 7), 1), ((5, 130, 3, 7), 1),
+     ((3, 4, 5, 6, 70), -1)],
+)  # fmt: skip
+def test_where_the_gradient_goes(shape, axis):
+    """float64, where no final rounding hides a different order of additions."""
+    logits, soft = draw(shape, np.float64, scale=3), draw_soft(shape, np.float64)
+    targets = draw_targets(np.delete(shape, axis), shape[axis])
+    for z in (logits, np.asfortranarray(logits), np.repeat(logits, 2, axis=0)[::2]):
+        for labels in (targets, soft):
+            want = fastce.cross_entropy(z, labels, axis=axis)
+            first = fastce.cross_entropy_and_grad(z, labels, axis=axis)[1]
+            for out in _places(shape):
+                loss, grad = fastce.cross_entropy_and_grad(z, labels, axis=axis, out=out)
+                assert same_bits(loss, want)
+                assert same_bits(grad, first)
+        want, first = fastce.binary_cross_entropy(z, soft), None
+        for out in _places(shape):
+            loss, grad = fastce.binary_cross_entropy_and_grad(z, soft, out=out)
+            assert same_bits(loss, want)
+            first = grad.copy() if first is None else first
+            assert same_bits(grad, first)
+
+
 def test_neighbours_do_not_matter():
     """A row of NaN, of infinities or of huge numbers leaves the bits of all other rows alone."""
     for shape in ((64, 10), (5, 3000)):

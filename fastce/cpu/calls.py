@@ -1,5 +1,6 @@
 """From checked arguments to kernel launches: which kernel, in what chunks, on how many threads."""
 
+import functools
 import itertools
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy.typing as npt
 from fastce._arguments import Options
 from fastce.cpu import binary, curvature, loops
 from fastce.cpu import softmax as softmaxes
-from fastce.cpu.layout import CHUNK, Layout, blocks, element_blocks, writable
+from fastce.cpu.layout import CHUNK, Layout, blocks, element_blocks, passes, writable
 from fastce.cpu.threads import launch
 
 AnyArray = npt.NDArray[Any]
@@ -72,7 +73,20 @@ def cross_entropy(
     Returns the sums over rows of the weighted losses and of the z-loss terms.
 
     The gradient is that of the sum over rows of upstream * (nll_scale * nll + z_scale * z term).
+    The order of the sums does not depend on where it goes.
     """
+    shared = (axis, logits, hard, soft, weight, options, upstream, nll_scale, z_scale, statistics)
+    divide = functools.partial(blocks, axis)
+    sums = [_cross_entropy(*shared, *to) for to in passes(divide, (logits, soft), losses, out)]
+    return sums[0]
+
+
+def _cross_entropy(
+    axis: int, logits: AnyArray, hard: AnyArray | None, soft: AnyArray | None,
+    weight: AnyArray | None, options: Options, upstream: AnyArray | None, nll_scale: float,
+    z_scale: float, statistics: tuple[AnyArray, AnyArray, AnyArray] | None,
+    losses: AnyArray | None, out: AnyArray | None,
+) -> tuple[float, float]:  # fmt: skip
     ignore_index, smoothing, z_loss, softcap = options[:4]
     keep = 1.0 - smoothing
     spread = smoothing / logits.shape[axis]
@@ -207,8 +221,19 @@ def binary_cross_entropy(
     out: AnyArray | None = None,
 ) -> float:
     """Fill `losses` and `out` where given; return the sum of the losses of all elements."""
+    read = (logits, targets, weight, positive)
+    shared = (read, upstream, scale)
+    to = passes(element_blocks, read, losses, out)
+    sums = [_binary_cross_entropy(*shared, *arrays) for arrays in to]
+    return sums[0]
+
+
+def _binary_cross_entropy(
+    read: tuple[AnyArray | None, ...], upstream: AnyArray | None, scale: float,
+    losses: AnyArray | None, out: AnyArray | None,
+) -> float:  # fmt: skip
     total = 0.0
-    for first, bases, layout in element_blocks(logits, targets, weight, positive, out):
+    for first, bases, layout in element_blocks(*read, out):
         outer, inner, count = layout[:3]
         sums = np.empty(outer * inner * -(-count // CHUNK))
         rows = _rows(first * count, outer * inner * count, upstream, losses)

@@ -8,7 +8,7 @@ ones are gone through one by one.
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,7 +64,26 @@ def blocks(axis: int, *arrays: AnyArray | None) -> Iterable[Block]:
             sizes.append(array.itemsize)
         else:
             return _strided(axis % first.ndim, arrays)
-    return ((0, tuple(bases), _contiguous(axis % first.ndim, first.shape, tuple(sizes))),)
+    layout = _contiguous(axis % first.ndim, first.shape, first.strides, tuple(sizes))
+    return ((0, tuple(bases), layout),)
+
+
+def passes(
+    divide: Callable[..., Iterable[Block]], read: tuple[AnyArray | None, ...],
+    losses: AnyArray | None, out: AnyArray | None,
+) -> list[tuple[AnyArray | None, AnyArray | None]]:  # fmt: skip
+    """(losses, out) of one launch; of two where `out` would change how `divide` divides the rows.
+
+    For with it would change the order of the sums, which must not depend on where a gradient goes.
+    """
+    if out is not None and not all(a is None or a.flags.c_contiguous for a in (*read, out)):
+        sizes = [
+            [(first, *layout[:6]) for first, _, layout in divide(*arrays)]
+            for arrays in (read, (*read, out))
+        ]
+        if sizes[0] != sizes[1]:
+            return [(losses, None), (None, out)]
+    return [(losses, out)]
 
 
 def element_blocks(*arrays: AnyArray | None) -> Iterator[Block]:
@@ -78,18 +97,20 @@ def element_blocks(*arrays: AnyArray | None) -> Iterator[Block]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _contiguous(axis: int, shape: tuple[int, ...], sizes: tuple[int, ...]) -> Layout:
+def _contiguous(
+    axis: int, shape: tuple[int, ...], strides: tuple[int, ...], sizes: tuple[int, ...]
+) -> Layout:
     """The layout of arrays without gaps; what `_strided` would find, and remembered."""
     classes = shape[axis]
     outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
-    across = classes < FEW_CLASSES or axis < len(shape) - 1
+    across = _across_rows(axis, shape, strides)
     if inner == 1:
         outer, inner, row, apart = 1, outer, classes, 1
     else:
         row, apart = 1, inner
     steps = (classes * outer if outer == 1 else classes * inner, row, apart)
-    strides = [tuple(step * size for step in steps) for size in sizes]
-    return _layout((outer, inner, classes), across, strides, sizes)
+    in_bytes = [tuple(step * size for step in steps) for size in sizes]
+    return _layout((outer, inner, classes), across, in_bytes, sizes)
 
 
 def _layout(
@@ -116,6 +137,8 @@ def _layout(
 
 def _strided(axis: int, arrays: tuple[AnyArray | None, ...]) -> Iterator[Block]:
     """Merge the row axes that follow each other evenly; go through those that are too many."""
+    source = arrays[0]
+    assert source is not None
     moved = [None if a is None else np.moveaxis(a, axis, -1) for a in arrays]
     present = [a for a in moved if a is not None]
     shape = present[0].shape[:-1]
@@ -140,7 +163,7 @@ def _strided(axis: int, arrays: tuple[AnyArray | None, ...]) -> Iterator[Block]:
     row_strides = iter(zip(outer_strides, inner_strides, strict=True))
     layout = _layout(
         (outer, inner, classes),
-        _across_rows(np.moveaxis(present[0], -1, axis), axis),
+        _across_rows(axis, source.shape, source.strides),
         [(0, 0, 0) if a is None else (*next(row_strides), a.strides[-1]) for a in moved],
         tuple(0 if a is None else a.itemsize for a in moved),
     )
@@ -150,16 +173,16 @@ def _strided(axis: int, arrays: tuple[AnyArray | None, ...]) -> Iterator[Block]:
         yield number * rows, bases, layout
 
 
-def _across_rows(array: AnyArray, axis: int) -> bool:
+def _across_rows(axis: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Whether lanes should run across rows: few classes, or rows that lie closer than classes.
 
-    The numbers of rows must not matter, or a row's last bits would depend on its batch; hence the
-    look at the strides of the axes behind the class axis even if they have but one element.
+    The numbers of rows must not matter, or a row's last bits would depend on its batch: a row that
+    is a view of a batch has the batch's strides, even along axes of which it is all there is.
     """
-    apart = abs(array.strides[axis])
-    return array.shape[axis] < FEW_CLASSES or any(
-        (k > axis and 0 < abs(stride) <= apart) or (size > 1 and 0 < abs(stride) < apart)
-        for k, (stride, size) in enumerate(zip(array.strides, array.shape, strict=True))
+    apart = abs(strides[axis])
+    return shape[axis] < FEW_CLASSES or any(
+        0 < abs(stride) < apart or (k > axis and abs(stride) == apart > 0)
+        for k, stride in enumerate(strides)
         if k != axis
     )
 
