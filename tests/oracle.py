@@ -189,18 +189,21 @@ def cross_entropy(
         by = share.sum() if normalizer is None else Exact(normalizer)
         square_by = Exact(np.count_nonzero(valid)) if normalizer is None else Exact(normalizer)
     empty = by == 0
+    near = 1 + z_size[..., None]
     scaled = {}
     for name, first, second, counted in (
         ("loss", main, square, valid),
         ("loss_scale", main_scale, square_scale, valid),
         ("grad", grad, square_grad, valid[..., None]),
-        ("grad_scale", grad_scale * (1 + z_size[..., None]), square_grad_scale, valid[..., None]),
+        ("grad_scale", grad_scale * near, square_grad_scale * near, valid[..., None]),
     ):
         first, second = np.where(counted, first, 0), np.where(counted, second, 0)
         if name.startswith("loss") and reduction != "none":
             first, second = first.sum(), second.sum()
         share_of_second = _divide(second, np.abs(square_by)) if z_loss else Exact(0)
         scaled[name] = _divide(first, np.abs(by) if "scale" in name else by) + share_of_second
+    if empty:  # nothing to take the mean of
+        scaled["loss"] = np.full_like(scaled["loss"], np.nan)
     upstream = _upstream(grad_output, z.shape[:-1])
     for name, factor in (("grad", upstream), ("grad_scale", np.abs(upstream))):
         with np.errstate(invalid="ignore"):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import fastce
+from fastce import rows, shards
 from tests import oracle
 from tests.checks import (
     FLOATS,
@@ -108,6 +109,68 @@ def test_one_hot_soft_targets_are_as_accurate_as_indices(dtype, gap):
         hot = np.zeros_like(logits)
         hot[:, 1] = 1
         check(logits, hot, anywhere=gap >= 5)
+
+
+def at_once(z, labels, axis, options):
+    return fastce.cross_entropy_and_grad(z, labels, axis=axis, reduction="sum", **options)[1]
+
+
+def in_slices(z, labels, axis, options):
+    """The gradient of two slices of the classes."""
+    classes = z.shape[axis]
+    weight, half = options.pop("weight", None), classes // 2 + 1
+    slices = []
+    for part in (range(half), range(half, classes)):
+        if part:
+            own = {"weight": None if weight is None else weight[part], "class_offset": part.start}
+            of_part = labels if labels.ndim == 1 else labels.take(part, axis)
+            slices.append(((z.take(part, axis), of_part), {"axis": axis, **own}))
+    total = shards.merge(
+        *(shards.partial(*of, **own, classes=classes, **options) for of, own in slices)
+    )
+    grads = [shards.grad(*of, total, **own, reduction="sum") for of, own in slices]
+    return np.concatenate(grads, axis=axis)
+
+
+def row_by_row(z, labels, axis, options):
+    z = np.moveaxis(z, axis, -1)
+    labels = labels if labels.ndim == 1 else np.moveaxis(labels, axis, -1)
+    grad, weight = np.empty(z.shape, z.dtype), options.pop("weight", None)
+    smoothing = options.pop("label_smoothing", 0.0)
+    for row, label, out in zip(z, labels, grad, strict=True):
+        rows.cross_entropy_and_grad(row, label, out, 1.0, weight, smoothing)
+    return np.moveaxis(grad, -1, axis)
+
+
+@pytest.mark.parametrize("gradient", [at_once, in_slices, row_by_row])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes, axis", [(2, -1), (10, -1), (70, 0), (1000, -1)])
+@pytest.mark.parametrize(
+    "soft, options",
+    [(False, {"weight": 0.7, "label_smoothing": 0.1}), (True, {}), (True, {"weight": 0.7}),
+     (True, {"weight": 0.7, "label_smoothing": 0.1})],
+)  # fmt: skip
+def test_all_that_labels_lay_on_the_maximum(gradient, dtype, classes, axis, soft, options):
+    """Other classes have no label, or no weight.
+
+    What is added up of the labels and what is taken off at the class must be the same number: where
+    one of them is rounded to float32 and the other is not, the gradient is 1e-9 instead of -rest.
+    """
+    logits = draw((9, classes), dtype) - 30
+    logits[:, classes // 2] += 60
+    only = np.arange(classes) == classes // 2
+    labels = np.full(9, classes // 2)
+    if soft:
+        labels = np.where(only, 0.3, np.zeros((9, 1))).astype(dtype)
+    options = dict(options)
+    if "weight" in options:
+        options["weight"] = np.where(only, options["weight"], 0.0).astype(dtype)
+    want = oracle.cross_entropy(logits, labels, reduction="sum", **options)
+    if axis == 0:
+        logits = np.ascontiguousarray(logits.T)
+        labels = np.ascontiguousarray(labels.T)
+    grad = np.moveaxis(gradient(logits, labels, axis, options), axis, -1)
+    assert_gradient(grad, want.grad, dtype)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -311,13 +311,16 @@ def test_no_rows_in_more_dimensions(shape, axis):
 def test_one_class(dtype, shape, axis):
     logits = draw(shape, dtype)
     targets = np.zeros(np.delete(shape, axis), int)
-    for options in ({}, {"label_smoothing": 0.5}, {"weight": np.full(1, 2, dtype)}):
-        loss, grad = fastce.cross_entropy_and_grad(
-            logits, targets, axis=axis, reduction="none", **options
-        )
-        assert not loss.any()
-        assert not grad.any()
-        assert grad.dtype == dtype
+    weight = np.full(1, 0.7)
+    for options in ({}, {"label_smoothing": 0.1}, {"weight": weight},
+                    {"weight": weight, "label_smoothing": 0.3}):  # fmt: skip
+        for labels in (targets, np.full(shape, 0.3, dtype)):
+            loss, grad = fastce.cross_entropy_and_grad(
+                logits, labels, axis=axis, reduction="none", **options
+            )
+            assert not loss.any()
+            assert not grad.any()
+            assert grad.dtype == dtype
 
 
 @pytest.mark.parametrize(
@@ -472,19 +475,21 @@ def test_a_mask_is_told_by_the_logit_and_not_by_its_quotient(dtype, low, softcap
 
 
 @pytest.mark.parametrize("options", [{}, {"weight": True}, {"soft": True}], ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype, largest", [("float32", 0.0), ("float32", 1.0), ("float64", 0.0)])
 @pytest.mark.parametrize("classes, axis", [(10, -1), (70, -1), (1000, -1), (70, 0)])
 def test_classes_masked_by_the_smallest_number_are_far_but_not_infinite(
-    dtype, classes, axis, options
+    dtype, largest, classes, axis, options
 ):
+    """Also from the largest number, where their distance is more than a float32 holds."""
     logits = np.zeros((3, classes), dtype)
     logits[:, 3:] = np.finfo(dtype).min
-    targets = np.arange(3)
+    logits[:, 0] = largest * np.finfo(dtype).max
+    targets = np.zeros(3, int) if largest else np.arange(3)
     given = {"label_smoothing": 0.1, "reduction": "none"}
     if "weight" in options:
         given["weight"] = np.ones(classes)
     if "soft" in options:
-        targets = np.eye(3, classes, dtype=dtype)
+        targets = np.eye(classes, dtype=dtype)[targets]
     want = oracle.cross_entropy(logits, targets, **given)
     if axis == 0:
         logits = np.ascontiguousarray(logits.T)

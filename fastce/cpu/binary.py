@@ -32,16 +32,15 @@ def _loss_and_gradient(z, t, w, positive):
     bias, floor = exp_scale(0.0, z)
     e = exp_scaled(-1.0 * maximum(z, -1.0 * z), bias, floor)
     tail = log1p(e)
-    yes = positive * t
-    no = 1.0 - t
+    yes = w * positive * t
+    no = w * (1.0 - t)
     loss_yes = where(yes == 0.0, 0.0, yes * (where(z < 0.0, -1.0 * z, 0.0) + tail))
     loss_no = where(no == 0.0, 0.0, no * (where(z > 0.0, z, 0.0) + tail))
     nearer = 1.0 / (1.0 + e)  # sigmoid(|z|)
     farther = e * nearer  # sigmoid(-|z|)
     up = where(z < 0.0, farther, nearer)
     down = where(z < 0.0, nearer, farther)
-    loss = where(w == 0.0, 0.0, w * (loss_yes + loss_no))
-    return loss, where(w == 0.0, 0.0, w * (no * up - yes * down))
+    return where(w == 0.0, 0.0, loss_yes + loss_no), where(w == 0.0, 0.0, no * up - yes * down)
 
 
 @kernel

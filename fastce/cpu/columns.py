@@ -8,7 +8,7 @@ import numpy as np
 from fastce.cpu.elementary import add_up, capped, exp_scaled, log1p
 from fastce.cpu.jit import device
 from fastce.cpu.memory import item_size, load, store, zeros
-from fastce.cpu.rows import gradient_scale, scale_of, weighted_gap
+from fastce.cpu.rows import SHORT, gradient_scale, scale_of, short_gap, weighted_gap
 from fastce.cpu.vector import convert, fma, lanes, maximum, splat, where
 
 SPAN = 4  # classes that are added up, in pairs, before the sum moves on to float64 (see `rows`)
@@ -85,9 +85,9 @@ def gaps(base, offset, count, softcap, m, soft, soft_offset, weight, keep, sprea
     for j in range(count):
         u = labels(soft, soft_offset, weight, j, splat(keep, zero), splat(spread, zero), zero)
         z = capped(class_of(base, offset, j, zero), softcap)[0]
-        gap, gap_lost = add_up(gap, gap_lost, convert(weighted_gap(u, top, z), 0.0), zero)
+        gap, gap_lost = add_up(gap, gap_lost, convert(short_gap(u, top, z), 0.0), zero)
         mass, mass_lost = add_up(mass, mass_lost, convert(u, 0.0), zero)
-    return gap + gap_lost, mass + mass_lost
+    return (gap + gap_lost) / SHORT, mass + mass_lost
 
 
 @device

@@ -171,7 +171,8 @@ def cross_entropy_rows(
                 if z_loss != 0.0:
                     a += g * z_scale * 2.0 * z_loss * lse
                 if targets is not None:
-                    b = spread if spread_weight_base is None else spread * spread_weight[y]
+                    w = None if spread_weight_base is None else spread_weight[y]
+                    b = rows.label_of(None, w, keep, spread, zero)
                     special = y
                     value = slope_y * rows.target_gradient(m, rest, z_y, a, scale * (t + b))
                 else:
@@ -204,11 +205,11 @@ def _soft_maximum(
     if not rest < 1.0:
         return -1, 0.0
     j = rows.first_maximum(logits, offset, 0, classes, step, softcap, m)
-    u = keep * load_number(soft, soft_offset + j * rows.distance(soft, soft_step)) + spread
-    if weight is not None:
-        u *= weight[j]
+    zero = zeros(logits)
+    h = load_number(soft, soft_offset + j * rows.distance(soft, soft_step))
+    u = rows.label_of(h, None if weight is None else weight[j], keep, spread, zero)
     raw = load_number(logits, offset + j * rows.distance(logits, step))
-    slope = capped_number(raw, softcap, zeros(logits))[1]
+    slope = capped_number(raw, softcap, zero)[1]
     return j, slope * rows.target_gradient(m, rest, m, a, scale * u)
 
 
@@ -217,8 +218,8 @@ def _soft_label(soft, offset, lane, y, weight, keep, spread, like):
     """What the labels of the row in a lane lay on class y."""
     if soft is None:
         return 0.0
-    u = keep * load_number(soft, columns.number(soft, offset, y, lane, like)) + spread
-    return u if weight is None else u * weight[y]
+    h = load_number(soft, columns.number(soft, offset, y, lane, like))
+    return rows.label_of(h, None if weight is None else weight[y], keep, spread, like)
 
 
 @kernel
@@ -288,7 +289,9 @@ def cross_entropy_columns(
                 if weight is not None:
                     scratch[TARGET, lane] = keep * weight[y]
                 if targets is not None and spread_weight_base is not None:
-                    scratch[LABEL, lane] = spread * spread_weight[y]
+                    scratch[LABEL, lane] = rows.label_of(
+                        None, spread_weight[y], keep, spread, zero
+                    )
                 if upstream is not None:
                     scratch[RESULT, lane] = upstream[row]
             z_y = load(scratch, LOGIT * row_bytes, None, wide)
@@ -298,7 +301,7 @@ def cross_entropy_columns(
             if targets is not None:
                 valid = load(scratch, VALID * row_bytes, None, wide) != 0.0
                 t = wide + keep
-                u = wide + spread
+                u = wide + rows.label_of(None, None, keep, spread, zero)
                 if weight is not None:
                     t = load(scratch, TARGET * row_bytes, None, wide)
                 if spread_weight_base is not None:

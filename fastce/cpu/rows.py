@@ -43,6 +43,7 @@ from fastce.cpu.memory import (
 from fastce.cpu.vector import (
     any_lane,
     convert,
+    extract,
     first_lane,
     fma,
     lane_numbers,
@@ -61,8 +62,8 @@ LEAD = 40.0
 # Below this rest the sum with the maximum is not used: what it has lost by rounding, relative to
 # log1p(rest), would be more than the sum without it has.
 SWALLOWED = 4.0
-# What distances of classes are multiplied with where a block of them is added up: many may be as
-# large as there are numbers, where classes are masked by the smallest one.
+# What distances of classes are multiplied with before they are added up: many may be as large as
+# there are numbers, where classes are masked by the smallest one, or larger.
 SHORT = 2.0**-12
 
 
@@ -183,8 +184,8 @@ def _block(base, offset, start, stop, step, softcap, shift, bias, floor, tail, e
 
 
 @device
-def _distance(level, z):
-    """SHORT (level - z)."""
+def short_distance(level, z):
+    """SHORT (level - z), which is finite where both are."""
     return fma(z, splat(-SHORT, z), splat(SHORT * level, z))
 
 
@@ -196,18 +197,18 @@ def _block_distances(base, offset, start, stop, count, step, softcap, tail, endi
     sums = convert(zero, 0.0)
     quads = stop - (stop - start) % (4 * width)
     for j in range(start, quads, 4 * width):
-        d = _distance(level, _classes(base, offset, j, step, softcap))
-        d = d + _distance(level, _classes(base, offset, j + width, step, softcap))
-        f = _distance(level, _classes(base, offset, j + 2 * width, step, softcap))
-        f = f + _distance(level, _classes(base, offset, j + 3 * width, step, softcap))
+        d = short_distance(level, _classes(base, offset, j, step, softcap))
+        d = d + short_distance(level, _classes(base, offset, j + width, step, softcap))
+        f = short_distance(level, _classes(base, offset, j + 2 * width, step, softcap))
+        f = f + short_distance(level, _classes(base, offset, j + 3 * width, step, softcap))
         sums = sums + convert(d + f, 0.0)
     d = zero
     for j in range(quads, stop, width):
-        d = d + _distance(level, _classes(base, offset, j, step, softcap))
+        d = d + short_distance(level, _classes(base, offset, j, step, softcap))
     sums = sums + convert(d, 0.0)
     if ending:
         counted = lane_numbers(zero) >= float(stop - (count - width))
-        sums = sums + convert(where(counted, _distance(level, tail), 0.0), 0.0)
+        sums = sums + convert(where(counted, short_distance(level, tail), 0.0), 0.0)
     return total(sums)
 
 
@@ -231,7 +232,7 @@ def _block_gaps(
         mass = zero
         for j in range(begin, min(begin + 2 * width, stop), width):
             u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
-            d = level - _classes(base, offset, j, step, softcap)
+            d = short_distance(level, _classes(base, offset, j, step, softcap))
             gap = fma(u, where(u == 0.0, 0.0, d), gap)
             mass = mass + u
         gaps = gaps + convert(gap, 0.0)
@@ -240,9 +241,9 @@ def _block_gaps(
         j = count - width
         u = labels(soft, soft_offset, soft_step, weight, j, keep, spread, zero)
         u = where(lane_numbers(zero) < float(stop - j), 0.0, u)
-        gaps = gaps + convert(weighted_gap(u, level, tail), 0.0)
+        gaps = gaps + convert(short_gap(u, level, tail), 0.0)
         masses = masses + convert(u, 0.0)
-    return total(gaps), total(masses)
+    return total(gaps) / SHORT, total(masses)
 
 
 @device
@@ -410,9 +411,30 @@ def labels(soft, soft_offset, soft_step, weight, j, keep, spread, like):
 
 
 @device
+def label_of(h, w, keep, spread, like):
+    """One class's `labels` in float64, from its probability and its weight, or None for either.
+
+    The very number that vectors like `like` have: where it is all that the labels lay on a row, the
+    gradient at the target is what is left of their difference.
+    """
+    u = splat(spread, like)
+    if h is not None:
+        u = fma(splat(h, like), splat(keep, like), u)
+    if w is not None:
+        u = u * splat(w, like)
+    return extract(convert(u, 0.0), 0)
+
+
+@device
 def weighted_gap(u, m, z):
     """u * (m - z), zero where u is zero even if z is -inf."""
     return where(u == 0.0, 0.0, u * (m - z))
+
+
+@device
+def short_gap(u, m, z):
+    """SHORT u (m - z), zero where u is zero even if z is -inf; m and z may be the ends of range."""
+    return where(u == 0.0, 0.0, u * short_distance(m, z))
 
 
 @device

@@ -436,11 +436,8 @@ def _special(
             return -1, 0.0
     if not 0 <= j < classes:
         return -1, 0.0
-    label = spread
-    if soft is not None:
-        label += keep * load_number(soft, soft_offset + j * soft_each)
-    if weight is not None:
-        label *= weight[j]
+    h = None if soft is None else load_number(soft, soft_offset + j * soft_each)
+    label = rows.label_of(h, None if weight is None else weight[j], keep, spread, like)
     slope = capped_number(load_number(base, offset + j * each), softcap, like)[1]
     return j, slope * rows.target_gradient(m, rest, z, a, scale * (u + label))
 

@@ -97,12 +97,12 @@ def _short_gaps(room, count, softcap, m, soft, weight, keep, spread):
     mass_lost = 0.0
     for start in range(0, count, width):
         u = rows.labels(soft, 0, None, weight, start, keep, spread, zero)
-        gaps = convert(rows.weighted_gap(u, top, _classes(room, start, softcap)), 0.0)
+        gaps = convert(rows.short_gap(u, top, _classes(room, start, softcap)), 0.0)
         masses = convert(u, 0.0)
         for j in range(start, min(start + width, count)):
             gap, gap_lost = add_up(gap, gap_lost, extract(gaps, j - start), zero)
             mass, mass_lost = add_up(mass, mass_lost, extract(masses, j - start), zero)
-    return gap + gap_lost, mass + mass_lost
+    return (gap + gap_lost) / rows.SHORT, mass + mass_lost
 
 
 @device
@@ -268,9 +268,7 @@ def _special_gradient(
     zero = zeros(row)
     raw = load_number(row, j * rows.distance(row, step))
     z, slope = capped_number(raw, softcap, zero)
-    u = spread
-    if soft is not None:
-        u += keep * load_number(soft, j * rows.distance(soft, soft_step))
-    if weight is not None:
-        u *= _weight_of(weight, j, zero)
+    h = None if soft is None else load_number(soft, j * rows.distance(soft, soft_step))
+    w = None if weight is None else _weight_of(weight, j, zero)
+    u = rows.label_of(h, w, keep, spread, zero)
     return slope * rows.target_gradient(m, rest, z, a, scale * (t + u))

@@ -68,6 +68,7 @@ class Target(NamedTuple):
     z: float
     weight: float  # 0 unless y is a class
     slope: float  # of the cap
+    spread: float  # what is spread over all classes, on this one: the number that `mass` counts
 
 
 class Finished(NamedTuple):
@@ -120,7 +121,6 @@ def finish_row(row, m, rest, sums, target, classes, labels, z_loss, upstream):
     if abs(m) == np.inf:
         lse = m
     t = labels.kept * target.weight
-    u_y = labels.spread * target.weight
     nll = cross_entropy(m, rest, target.z, t, sums.gap, sums.mass)
     z_term = 0.0
     if z_loss != 0.0:
@@ -140,7 +140,7 @@ def finish_row(row, m, rest, sums, target, classes, labels, z_loss, upstream):
     elif classes == 1 and rest == 0.0:
         a = 0.0  # one class: the gradient is exactly zero
         of_labels = 0.0
-    b = of_labels * (t + u_y)
+    b = of_labels * (t + target.spread)
     at_target = target_gradient(m, rest, target.z, a, b) * target.slope
     if target.y == BAD:
         nll = np.nan

@@ -184,7 +184,7 @@ def finish_kernel(labelled: bool, double: bool, threads: int) -> Any:
             y = target_of(known.state, ELSEWHERE)
             done = finish_row(
                 row, known.m, known.rest, Sums(known.gap, known.mass, 0.0, np.int64(0)),
-                Target(y, known.z, known.weight, 1.0), 2, Labels(0, 0, 0, keep, 0.0), z_loss,
+                Target(y, known.z, known.weight, 1.0, 0.0), 2, Labels(0, 0, 0, keep, 0.0), z_loss,
                 Upstream(0, 0, 0, 0, 1.0, 1.0),
             )  # fmt: skip
             if losses != 0:

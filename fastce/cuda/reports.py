@@ -54,9 +54,12 @@ def row_reports(variant: Variant) -> Any:
                     m, rest, np.float64(z_y), weight, state_of(y), sums.gap, sums.mass
                 ))  # fmt: skip
             return 0.0, np.int64(0), 0.0, 0.0
-        target = Target(y, np.float64(z_y), weight, slope)
+        z_y = np.float64(z_y)
         if is_known:
-            target = Target(y, known.z, known.weight, slope)
+            z_y = known.z
+            weight = known.weight
+        spread = np.float64(real(labels.spread) * real(weight))
+        target = Target(y, z_y, weight, slope, spread)
         done = finish_row(row, m, rest, sums, target, classes, labels, z_loss, upstream)
         if is_first:
             if loses:
