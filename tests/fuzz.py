@@ -632,7 +632,7 @@ def tried(seed: int, number: int) -> str | None:
     try:
         with np.errstate(all="ignore"):
             call(case, kind)
-    except Exception as error:
+    except (Exception, pytest.fail.Exception) as error:
         return f"{call.__name__}: {type(error).__name__}: {error} {case.draw.said or ''}"
     return None
 
