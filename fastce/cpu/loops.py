@@ -289,9 +289,7 @@ def cross_entropy_columns(
                 if weight is not None:
                     scratch[TARGET, lane] = keep * weight[y]
                 if targets is not None and spread_weight_base is not None:
-                    scratch[LABEL, lane] = rows.label_of(
-                        None, spread_weight[y], keep, spread, zero
-                    )
+                    scratch[LABEL, lane] = rows.label_of(None, spread_weight[y], keep, spread, zero)
                 if upstream is not None:
                     scratch[RESULT, lane] = upstream[row]
             z_y = load(scratch, LOGIT * row_bytes, None, wide)

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastce.cuda import machine
 from fastce.cuda.formats import FORMATS, integer, number
-from fastce.cuda.machine import device
+from fastce.cuda.machine import device, reciprocal
 from fastce.cuda.plan import Variant
 from fastce.cuda.rows import cross_entropy, gradient_scale, log1p, target_gradient, weighted_gap
 
@@ -72,7 +72,11 @@ class Target(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """Numbers of a row, and its gradient: factor * exp(z_j - m) * 2**power - of_labels * u_j."""
+    """Numbers of a row, and its gradient: factor * exp(z_j - m) * 2**power - of_labels * u_j.
+
+    That of its target is `at_target`.  With soft labels, that of a class with more than half of the
+    probability is (labelled - of_labels * u_j) + at_target; otherwise `labelled` is NaN.
+    """
 
     nll: float
     z_term: float
@@ -81,6 +85,7 @@ class Finished(NamedTuple):
     power: int
     of_labels: float
     at_target: float
+    labelled: float
 
 
 _load_f64 = machine.load["f64"]
@@ -134,14 +139,19 @@ def finish_row(row, m, rest, sums, target, classes, labels, z_loss, upstream):
         up = number(upstream.rows + row * upstream.step, upstream.code, _ONE)
         of_labels = of_labels * up
         of_z = of_z * up
-    a = of_labels * (t + sums.mass)
+    of_lse = 0.0
     if z_loss != 0.0:
-        a = a + 2.0 * of_z * z_loss * lse
-    elif classes == 1 and rest == 0.0:
+        of_lse = 2.0 * of_z * z_loss * lse
+    a = of_labels * (t + sums.mass) + of_lse
+    if z_loss == 0.0 and classes == 1 and rest == 0.0:
         a = 0.0  # one class: the gradient is exactly zero
         of_labels = 0.0
     b = of_labels * (t + target.spread)
     at_target = target_gradient(m, rest, target.z, a, b) * target.slope
+    labelled = np.nan
+    if target.y == SOFT and rest < 1.0:
+        labelled = of_labels * sums.mass
+        at_target = of_lse - a * (rest * reciprocal(1.0 + rest))
     if target.y == BAD:
         nll = np.nan
         a = np.nan
@@ -150,7 +160,7 @@ def finish_row(row, m, rest, sums, target, classes, labels, z_loss, upstream):
         z_term = 0.0
         lse = 0.0
     factor, power = gradient_scale(m, rest, a)
-    return Finished(nll, z_term, lse, factor, power, of_labels, at_target)
+    return Finished(nll, z_term, lse, factor, power, of_labels, at_target, labelled)
 
 
 def labelling(variant: Variant) -> SimpleNamespace:

@@ -85,6 +85,7 @@ def row_kernel(variant: Variant) -> Any:
     divided, is_capped = clustered or (is_known and several), variant.capped
     record = accessors(variant.spread)
     take, record_size = record.take, record.size
+    exact = np.float64 if is_soft else real  # what a soft-labelled row's maximum is computed with
 
     @machine.device
     def stand(z, z_outer, z_inner, rows, inner, classes, parts):
@@ -167,6 +168,7 @@ def row_kernel(variant: Variant) -> Any:
         power = np.int64(0)
         of_labels = 0.0
         at_target = 0.0
+        labelled = 0.0
         # What belongs to the row takes a hundred float64 operations: one thread of a block does it,
         # and in a single warp all do.
         if leads:
@@ -177,18 +179,20 @@ def row_kernel(variant: Variant) -> Any:
                 known = take(here)
                 rest = known.rest
                 sums = Sums(known.gap, known.mass, 0.0, np.int64(0))
-            factor, power, of_labels, at_target = report(
+            factor, power, of_labels, at_target, labelled = report(
                 at.lane == 0 and at.classes > 0, at.row, np.float64(m), rest, sums, y, raw_y,
                 known, all_classes if of_slice else classes, labels, Upstream(
                     upstream, upstream_step, upstream_code, scales, nll_scale, z_scale
                 ), z_loss, cap, losses, z_terms, lse_out, entropy_out, predicted, here,
             )  # fmt: skip
             if writes and several:
-                spread_word(factor, power, of_labels, at_target, y)
+                spread_word(factor, power, of_labels, at_target, labelled, y)
         if writes:
             if several:
-                factor, power, of_labels, at_target, y = hear()
-            row = Coefficients(m, real(factor), real(power), real(of_labels), real(at_target), cap)
+                factor, power, of_labels, at_target, labelled, y = hear()
+            row = Coefficients(
+                m, real(factor), real(power), exact(of_labels), exact(at_target), labelled, cap
+            )
             at = stand(z, z_outer, z_inner, rows, inner, classes, parts)
             to = out + row_offset(at.row, inner, out_outer, out_inner) + np.int64(at.first) * size
             if divided:
@@ -214,6 +218,7 @@ def thread_kernel(variant: Variant) -> Any:
     of_slice, is_known = variant.task in OF_SLICES, variant.task == "slice_gradient"
     record = accessors(variant.spread)
     take_record, record_size = record.take, record.size
+    exact = np.float64 if is_soft else real
 
     @machine.device
     def statistics(at, class_step, start, classes, labels, cap):
@@ -265,17 +270,19 @@ def thread_kernel(variant: Variant) -> Any:
         raw_y = real(0)
         if has_target and y >= 0:
             raw_y = take(at + np.int64(y) * class_step)
-        factor, power, of_labels, at_target = report(
+        factor, power, of_labels, at_target, labelled = report(
             True, row, np.float64(m), rest, sums, y, raw_y, known, all_classes, labels, upstream,
             z_loss, cap, losses, z_terms, lse_out, entropy_out, predicted, record,
         )  # fmt: skip
         if writes:
-            done = Coefficients(m, real(factor), real(power), real(of_labels), real(at_target), cap)
+            done = Coefficients(
+                m, real(factor), real(power), exact(of_labels), exact(at_target), labelled, cap
+            )
             j = start
             for _ in range(classes):
                 g = result(take(at + j * class_step), j, done, labels)
                 if j == y:
-                    g = done.at_target
+                    g = real(done.at_target)
                 if y == IGNORED:
                     g = real(0)
                 give(to + j * out_step, g)

@@ -55,8 +55,9 @@ class Coefficients(NamedTuple):
     m: float
     factor: float
     power: float
-    of_labels: float
+    of_labels: float  # in float64 for soft labels, as the two below
     at_target: float
+    labelled: float
     cap: float
 
 
@@ -71,6 +72,7 @@ def elements(variant: Variant) -> SimpleNamespace:
     fine, minus_fine = form.fine, form.minus_fine
     high_unit, low_unit, one = form.high_unit, form.low_unit, form.one
     with_label, is_log = variant.spread, variant.task == "log_softmax"
+    is_soft, real = bool(variant.soft), form.compute
 
     @machine.device
     def see(most, runner_up, word):
@@ -113,7 +115,11 @@ def elements(variant: Variant) -> SimpleNamespace:
             return (z - row.m) - row.factor
         g = scaled(z, row.m, row.factor, row.power)
         if with_label:
-            g = g - row.of_labels * label(labels, j)
+            u = label(labels, j)
+            g = g - real(row.of_labels) * u
+            if is_soft and z == row.m and row.labelled == row.labelled:
+                # Most of the probability: a small difference, where the model agrees.
+                g = real((row.labelled - row.of_labels * np.float64(u)) + row.at_target)
         if is_capped:
             g = g * cap_slope(x, row.cap)
         return g
@@ -277,7 +283,7 @@ def runs(variant: Variant) -> SimpleNamespace:
         start = to + np.int64(j) * size
         write_vector(spare, start, aligned)
         if j <= own and own < j + width:
-            store(to + np.int64(own) * size, row.at_target)
+            store(to + np.int64(own) * size, real(row.at_target))
 
     @machine.device
     def write(held, spare, at, to, y, row, labels):
@@ -307,7 +313,7 @@ def runs(variant: Variant) -> SimpleNamespace:
         if at.edge >= 0:
             g = result(edge_z, at.edge, row, labels)
             if at.edge == own:
-                g = row.at_target
+                g = real(row.at_target)
             if y == IGNORED:
                 g = real(_ZERO)
             store(to + np.int64(at.edge) * size, g)

@@ -36,10 +36,10 @@ def row_reports(variant: Variant) -> Any:
         losses, z_terms, lse_out, entropy_out, predicted, record,
     ):  # fmt: skip
         if is_log:
-            return log1p(rest), np.int64(0), 0.0, 0.0
+            return log1p(rest), np.int64(0), 0.0, 0.0, 0.0
         if is_softmax:
             factor, power = gradient_scale(m, rest, 1.0)
-            return factor, power, 0.0, 0.0
+            return factor, power, 0.0, 0.0, 0.0
         z_y = raw_y
         slope = 1.0
         weight = 0.0
@@ -53,7 +53,7 @@ def row_reports(variant: Variant) -> Any:
                 put(record, Known(
                     m, rest, np.float64(z_y), weight, state_of(y), sums.gap, sums.mass
                 ))  # fmt: skip
-            return 0.0, np.int64(0), 0.0, 0.0
+            return 0.0, np.int64(0), 0.0, 0.0, 0.0
         z_y = np.float64(z_y)
         if is_known:
             z_y = known.z
@@ -81,6 +81,6 @@ def row_reports(variant: Variant) -> Any:
                     found = np.int64(-1)
                 store(entropy_out + row * loss_size, real(uncertainty))
                 _store_i64(predicted + row * 8, found)
-        return done.factor, done.power, done.of_labels, done.at_target
+        return done.factor, done.power, done.of_labels, done.at_target, done.labelled
 
     return report

@@ -151,12 +151,13 @@ def sharing(threads: int, clustered: bool = False) -> SimpleNamespace:
         return found
 
     @machine.device
-    def spread_word(factor, power, of_labels, at_target, y):
+    def spread_word(factor, power, of_labels, at_target, labelled, y):
         """The first thread of a row tells all of its threads."""
         _put_f64(COEFFICIENTS, factor)
         _put_f64(COEFFICIENTS + 8, np.float64(power))
         _put_f64(COEFFICIENTS + 16, of_labels)
         _put_f64(COEFFICIENTS + 24, at_target)
+        _put_f64(TARGET + 8, labelled)
         if clustered:
             for other in range(1, cluster_size()):
                 _tell_f64(COEFFICIENTS, other, factor)
@@ -164,6 +165,7 @@ def sharing(threads: int, clustered: bool = False) -> SimpleNamespace:
                 _tell_f64(COEFFICIENTS + 16, other, of_labels)
                 _tell_f64(COEFFICIENTS + 24, other, at_target)
                 _tell_f64(TARGET, other, np.float64(y))
+                _tell_f64(TARGET + 8, other, labelled)
 
     @machine.device
     def hear():
@@ -175,7 +177,7 @@ def sharing(threads: int, clustered: bool = False) -> SimpleNamespace:
         return (
             _shared_f64(COEFFICIENTS), np.int64(_shared_f64(COEFFICIENTS + 8)),
             _shared_f64(COEFFICIENTS + 16), _shared_f64(COEFFICIENTS + 24),
-            np.int32(_shared_f64(TARGET)),
+            _shared_f64(TARGET + 8), np.int32(_shared_f64(TARGET)),
         )  # fmt: skip
 
     return SimpleNamespace(
