@@ -68,10 +68,7 @@ _kernels.multiple_results = True
 
 def _bind(operands: Sequence[Any], options: Options) -> Any:
     """The primitive, along with what it becomes where there are kernels."""
-    if jax.sharding.get_abstract_mesh().manual_axes:  # inside of shard_map, which has divided them
-        program = functools.partial(_kernels.bind, options=options)
-    else:
-        program = _divisible(options, tuple(a.ndim for a in operands))
+    program = _divisible(options, tuple(a.ndim for a in operands))
     kernels = jax.make_jaxpr(program)(*map(jax.typeof, operands))
     return _rows.bind(*operands, options=options, kernels=kernels)
 
@@ -148,7 +145,7 @@ def _divisible(options: Options, dimensions: tuple[int, ...]) -> Any:
         if isinstance(logits.sharding, NamedSharding):
             spec = [*logits.sharding.spec, *[None] * whole][:whole]
             spec[axis] = None
-        else:  # of a program without a mesh, where JAX names no axes
+        else:  # of no mesh, or of a part of one in shard_map: JAX has no names for it
             spec = [None] * whole
             mesh = Mesh(np.array(list(logits.sharding.device_set)), "devices")
         return mesh, [NamedSharding(mesh, PartitionSpec(*along(spec, a.ndim))) for a in arrays]
@@ -168,7 +165,13 @@ def _divisible(options: Options, dimensions: tuple[int, ...]) -> Any:
     rule = SdyShardingRule(operands, results)
     call = custom_partitioning(bind)
     call.def_partition(partition, infer_sharding_from_operands=infer, sharding_rule=rule)
-    return call
+
+    def named(*operands: Any) -> Any:
+        return call(*operands)
+
+    # By the name JAX's compilation cache tells options apart, which it does not see in the call.
+    named.__name__ = "_".join([NAME, *(number.hex() for number in map(float, options))])
+    return jax.jit(named)
 
 
 # What it becomes ----------------------------------------------------------------------------------

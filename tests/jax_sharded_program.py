@@ -8,6 +8,7 @@ import functools
 import json
 import re
 import sys
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -176,6 +177,23 @@ def part_of_the_mesh():
     return np.array_equal(jax.jit(mapped)(*FLAT), losses(*FLAT))
 
 
+def cached(folder):
+    """Losses with two values of an option, and those on one device, where JAX keeps programs."""
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    # Without the addresses of rules, of which a program in another process may have the same.
+    jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
+    found = []
+    for smoothing in (0.0, 0.1):
+        losses = functools.partial(
+            fastce.jax.cross_entropy, reduction="none", label_smoothing=smoothing
+        )
+        placed = [jax.device_put(a, NamedSharding(mesh(LINE), P("a"))) for a in FLAT]
+        found.append(np.array_equal(jax.jit(losses)(*placed), losses(*FLAT)))
+    return found
+
+
 def lowered(platform):
     """Which rules there are in a program for devices that need not be here."""
     sharding = NamedSharding(mesh(LINE), P("a"))
@@ -197,6 +215,8 @@ def program(partitioner):
         found["shard_map"] = {name: error_in_shard_map(*case) for name, case in SHARD_MAP.items()}
         found["part of the mesh"] = part_of_the_mesh()
         found["lowered"] = {platform: lowered(platform) for platform in ("cpu", "cuda", "tpu")}
+        with tempfile.TemporaryDirectory() as folder:
+            found["cached"] = cached(folder)
     print(json.dumps(found))
 
 

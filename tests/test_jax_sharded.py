@@ -91,6 +91,10 @@ def test_in_shard_map_over_a_part_of_the_mesh():
     assert results("shardy")["part of the mesh"]
 
 
+def test_a_cache_of_programs_tells_options_apart():
+    assert results("shardy")["cached"] == [True, True]
+
+
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 def test_kernels_have_a_rule(platform):
     """The same on CUDA devices: rows may be divided, classes are named, but kept whole."""
