@@ -133,7 +133,7 @@ def _divisible(options: Options, dimensions: tuple[int, ...]) -> Any:
     axis = whole - 1 - options.trailing
 
     def bind(*operands: Any) -> Any:
-        return _kernels.bind(*operands, options=options)
+        return _kernels.bind(*operands[:count], options=options)
 
     def along(of_logits: Sequence[Any], ndim: int) -> tuple[Any, ...]:
         """What the axes of an array lie along, one for each of the logits or one for each row."""
@@ -151,8 +151,9 @@ def _divisible(options: Options, dimensions: tuple[int, ...]) -> Any:
         return mesh, [NamedSharding(mesh, PartitionSpec(*along(spec, a.ndim))) for a in arrays]
 
     def partition(mesh: Any, operands: Any, results: Any) -> tuple[Any, ...]:
-        mesh, of_all = divided(mesh, operands[0], (*operands, *results))
-        return mesh, bind, of_all[count:], tuple(of_all[:count])
+        mesh, of_all = divided(mesh, operands[0], (*operands[:count], *results))
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        return mesh, bind, of_all[count:], (*of_all[:count], everywhere)
 
     def infer(mesh: Any, operands: Any, results: Any) -> list[Any]:
         return divided(mesh, operands[0], results)[1]
@@ -162,16 +163,12 @@ def _divisible(options: Options, dimensions: tuple[int, ...]) -> Any:
         tuple(ArrayMapping(*along(axes, ndim)) for ndim in of_arrays)
         for of_arrays in (dimensions, (whole - 1, whole)[: count - 1])
     )
-    rule = SdyShardingRule(operands, results)
+    rule = SdyShardingRule((*operands, ArrayMapping("options")), results)
     call = custom_partitioning(bind)
     call.def_partition(partition, infer_sharding_from_operands=infer, sharding_rule=rule)
-
-    def named(*operands: Any) -> Any:
-        return call(*operands)
-
-    # By the name JAX's compilation cache tells options apart, which it does not see in the call.
-    named.__name__ = "_".join([NAME, *(number.hex() for number in map(float, options))])
-    return jax.jit(named)
+    # By this operand JAX's compilation cache tells options apart, which it does not see in `bind`.
+    words = np.array(options, np.float64).view(np.int32)
+    return lambda *operands: call(*operands, words)
 
 
 # What it becomes ----------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def test_a_cache_of_programs_tells_options_apart():
 def test_kernels_have_a_rule(platform):
     """The same on CUDA devices: rows may be divided, classes are named, but kept whole."""
     (rule,) = results("shardy")["lowered"][platform]
-    assert rule.startswith("([i, j], [i], [i])->([i], [i, j])")
+    assert rule.startswith("([i, j], [i], [i], [k])->([i], [i, j])")
 
 
 def test_the_formula_is_left_to_xla():
