@@ -7,13 +7,20 @@ the package numba-cuda is there.  Otherwise it is a formula, which XLA compiles.
 import ctypes
 import functools
 import importlib.util
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Primitive
+from jax.experimental.custom_partitioning import (
+    ArrayMapping,
+    SdyShardingRule,
+    custom_partitioning,
+)
+from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fastce import _arguments as arguments
 from fastce.cpu.xla import IGNORED, Handler
@@ -41,17 +48,12 @@ def rows(*operands: Any, options: Options) -> Any:
     The operands are logits, labels (int32 classes, IGNORED or BAD; or probabilities typed like the
     logits) and perhaps the upstream gradient of each row.  It cannot be differentiated.
     """
-    return _rows.bind(*operands, options=options)
+    return _bind(operands, options)
 
 
 def loss_dtype(logits: Any) -> Any:
     """The dtype of losses."""
     return arguments.compute_dtype(np.dtype(logits.dtype))
-
-
-def _shape_of_rows(logits: Any, options: Options) -> tuple[int, ...]:
-    axis = logits.ndim - 1 - options.trailing
-    return (*logits.shape[:axis], *logits.shape[axis + 1 :])
 
 
 def _hard(labels: Any) -> bool:
@@ -60,33 +62,113 @@ def _hard(labels: Any) -> bool:
 
 _rows = Primitive(NAME)
 _rows.multiple_results = True
+_kernels = Primitive(f"{NAME}_kernels")  # the same of the rows that a device has
+_kernels.multiple_results = True
+
+
+def _bind(operands: Sequence[Any], options: Options) -> Any:
+    """The primitive, along with what it becomes where there are kernels."""
+    program = _divisible(options, tuple(a.ndim for a in operands))
+    kernels = jax.make_jaxpr(program)(*map(jax.typeof, operands))
+    return _rows.bind(*operands, options=options, kernels=kernels)
 
 
 @_rows.def_abstract_eval  # type: ignore[untyped-decorator]
-def _results(logits: Any, labels: Any, *upstream: Any, options: Options) -> Any:
-    losses = jax.core.ShapedArray(_shape_of_rows(logits, options), loss_dtype(logits))
-    return (losses, jax.core.ShapedArray(logits.shape, logits.dtype))[: 1 + len(upstream)]
+def _results_of_program(*operands: Any, options: Options, kernels: Any) -> Any:
+    return kernels.out_avals
 
 
 @_rows.def_impl  # type: ignore[untyped-decorator]
-def _at_once(*operands: Any, options: Options) -> Any:
+def _at_once(*operands: Any, options: Options, kernels: Any) -> Any:
     """Where JAX compiles nothing, as with `jax.disable_jit`: compiled all the same."""
     with jax.disable_jit(False):
         return rows(*operands, options=options)
 
 
-def _batched(operands: Any, axes: Any, *, options: Options) -> Any:
+def _batched(operands: Any, axes: Any, *, options: Options, kernels: Any) -> Any:
     """The rows of all members of a batch: one more axis in front."""
     size = next(a.shape[k] for a, k in zip(operands, axes, strict=True) if k is not None)
     spread = [
         jnp.broadcast_to(a, (size, *a.shape)) if k is None else jnp.moveaxis(a, k, 0)
         for a, k in zip(operands, axes, strict=True)
     ]
-    results = _rows.bind(*spread, options=options)
+    results = _bind(spread, options)
     return results, [0] * len(results)
 
 
 batching.primitive_batchers[_rows] = _batched
+
+
+@_kernels.def_abstract_eval  # type: ignore[untyped-decorator]
+def _results(*operands: Any, options: Options) -> Any:
+    """Those of plain sums of the operands, by JAX's own rules.
+
+    So it is known as well along which axes of a mesh results are divided and, inside of
+    `jax.shard_map`, along which they differ.
+    """
+
+    def sums(logits: Any, labels: Any, *upstream: Any) -> Any:
+        axis = logits.ndim - 1 - options.trailing
+        z = logits.astype(loss_dtype(logits))
+        given = labels if _hard(labels) else labels.sum(axis)
+        losses = (z.sum(axis) + sum(upstream, given)).astype(z.dtype)
+        if not upstream:
+            return [losses]
+        return [losses, (z + jnp.expand_dims(losses, axis)).astype(logits.dtype)]
+
+    return jax.make_jaxpr(sums)(*operands).out_avals
+
+
+# Several devices ----------------------------------------------------------------------------------
+
+
+@functools.cache
+def _divisible(options: Options, dimensions: tuple[int, ...]) -> Any:
+    """What tells XLA that every device can compute the rows that it has, of all their classes.
+
+    XLA cannot look into a call of kernels, and would bring all rows together on every device.  In
+    programs for one device nothing of this is left.  The operands have so many `dimensions`.
+    """
+    count, whole = len(dimensions), dimensions[0]
+    axis = whole - 1 - options.trailing
+
+    def bind(*operands: Any) -> Any:
+        return _kernels.bind(*operands[:count], options=options)
+
+    def along(of_logits: Sequence[Any], ndim: int) -> tuple[Any, ...]:
+        """What the axes of an array lie along, one for each of the logits or one for each row."""
+        classes = of_logits[axis : axis + 1] if ndim == whole else ()
+        return (*of_logits[:axis], *classes, *of_logits[axis + 1 :])
+
+    def divided(mesh: Any, logits: Any, arrays: Sequence[Any]) -> tuple[Any, list[Any]]:
+        """A mesh, and how arrays are divided along it where logits are divided in some way."""
+        if isinstance(logits.sharding, NamedSharding):
+            spec = [*logits.sharding.spec, *[None] * whole][:whole]
+            spec[axis] = None
+        else:  # of no mesh, or of a part of one in shard_map: JAX has no names for it
+            spec = [None] * whole
+            mesh = Mesh(np.array(list(logits.sharding.device_set)), "devices")
+        return mesh, [NamedSharding(mesh, PartitionSpec(*along(spec, a.ndim))) for a in arrays]
+
+    def partition(mesh: Any, operands: Any, results: Any) -> tuple[Any, ...]:
+        mesh, of_all = divided(mesh, operands[0], (*operands[:count], *results))
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        return mesh, bind, of_all[count:], (*of_all[:count], everywhere)
+
+    def infer(mesh: Any, operands: Any, results: Any) -> list[Any]:
+        return divided(mesh, operands[0], results)[1]
+
+    axes = [f"axis{k}" for k in range(whole)]
+    operands, results = (
+        tuple(ArrayMapping(*along(axes, ndim)) for ndim in of_arrays)
+        for of_arrays in (dimensions, (whole - 1, whole)[: count - 1])
+    )
+    rule = SdyShardingRule((*operands, ArrayMapping("options")), results)
+    call = custom_partitioning(bind)
+    call.def_partition(partition, infer_sharding_from_operands=infer, sharding_rule=rule)
+    # By this operand JAX's compilation cache tells options apart, which it does not see in `bind`.
+    words = np.array(options, np.float64).view(np.int32)
+    return lambda *operands: call(*operands, words)
 
 
 # What it becomes ----------------------------------------------------------------------------------
@@ -116,9 +198,12 @@ def _cpu_handler(dtype: str, soft: bool, with_grad: bool) -> tuple[str, Handler]
 
 
 def _on_cuda(context: Any, *operands: Any, options: Options) -> Any:
-    if _has_cuda_kernels():
-        return _foreign(_cuda_handler(), context, operands, options)
-    return _elsewhere(context, *operands, options=options)
+    return _foreign(_cuda_handler(), context, operands, options)
+
+
+def _cuda_rows(context: Any, *operands: Any, options: Options, kernels: Any) -> Any:
+    lowered = _by_kernels if _has_cuda_kernels() else _elsewhere
+    return lowered(context, *operands, options=options, kernels=kernels)
 
 
 def _has_cuda_kernels() -> bool:
@@ -185,15 +270,22 @@ def formula(logits: Any, labels: Any, upstream: Any, options: Options) -> Any:
     return losses, grad.astype(logits.dtype)
 
 
-def _in_plain_jax(*operands: Any, options: Options) -> Any:
+def _program(*operands: Any, options: Options, kernels: Any) -> Any:
+    return jaxpr_as_fun(kernels)(*operands)
+
+
+def _in_plain_jax(*operands: Any, options: Options, kernels: Any) -> Any:
     logits, labels, *upstream = operands
     if upstream:
         return formula(logits, labels, upstream[0], options)
-    ones = jnp.ones(_shape_of_rows(logits, options), loss_dtype(logits))
-    return formula(logits, labels, ones, options)[:1]
+    one = jnp.ones((1,) * (logits.ndim - 1), loss_dtype(logits))
+    return formula(logits, labels, one, options)[:1]
 
 
+_by_kernels = mlir.lower_fun(_program, multiple_results=True)
 _elsewhere = mlir.lower_fun(_in_plain_jax, multiple_results=True)
 mlir.register_lowering(_rows, _elsewhere)
-mlir.register_lowering(_rows, _on_cpu, platform="cpu")
-mlir.register_lowering(_rows, _on_cuda, platform="cuda")
+mlir.register_lowering(_rows, _by_kernels, platform="cpu")
+mlir.register_lowering(_rows, _cuda_rows, platform="cuda")
+mlir.register_lowering(_kernels, _on_cpu, platform="cpu")
+mlir.register_lowering(_kernels, _on_cuda, platform="cuda")

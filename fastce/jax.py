@@ -7,6 +7,10 @@ same edge cases instead. The forward pass of a gradient computes the loss and it
 forward mode, reverse mode and mixtures of them work, and derivatives beyond the first are computed
 by JAX from the formula.
 
+Where rows are divided among devices, under `jax.jit` or in `jax.shard_map`, each device computes
+its own, and only sums are exchanged. Classes that are divided are brought together first. Losses
+and gradients of rows have the bits that they have on one device.
+
 `cross_entropy` is `fastce.cross_entropy` for JAX; `softmax_cross_entropy_with_integer_labels` and
 `softmax_cross_entropy` stand in for those of optax.
 
@@ -109,7 +113,8 @@ def cross_entropy(
     A row whose target is neither a class nor `ignore_index` has the loss NaN and a gradient of NaN,
     for there is no exception that compiled code of JAX could raise. Other edge cases are those of
     `fastce.cross_entropy`, and so is the accuracy of a row where there are kernels; the rows are
-    summed by JAX. What fails on a CUDA device is raised as `jax.errors.JaxRuntimeError`.
+    summed by JAX, on each device its own and then what the devices have. What fails on a CUDA
+    device is raised as `jax.errors.JaxRuntimeError`.
 
     Examples
     --------

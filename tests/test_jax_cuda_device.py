@@ -84,7 +84,7 @@ class Simulated:
         self.trampoline = xla_frames.Function(self.call)
         address = ctypes.cast(self.trampoline, ctypes.c_void_p).value
         jax.ffi.register_ffi_target(primitive.NAME, primitive._capsule(address), platform="cpu")
-        mlir.register_lowering(primitive._rows, primitive._on_cuda, platform="cpu")
+        mlir.register_lowering(primitive._kernels, primitive._on_cuda, platform="cpu")
 
     def handle_of(self, kernel):
         if kernel not in self.kernels:
@@ -126,7 +126,7 @@ def machine():
         return
     with pytest.MonkeyPatch.context() as patch:
         yield Simulated(patch)
-        mlir.register_lowering(primitive._rows, primitive._on_cpu, platform="cpu")
+        mlir.register_lowering(primitive._kernels, primitive._on_cpu, platform="cpu")
 
 
 @pytest.fixture(autouse=True)

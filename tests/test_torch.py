@@ -385,6 +385,98 @@ def test_in_place_tells_who_needs_the_logits():
         torch.autograd.grad(loss, leaf, create_graph=True)
 
 
+@pytest.mark.parametrize("upstream", [65536.0, 1 / 3, 1e-6])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_in_place_multiplies_before_it_rounds(reduction, dtype, upstream):
+    """So that a loss scale finds numbers that 16 bits have not; for losses of rows one factor each.
+
+    The gradients that a scale of 65536 saves are 1e-9 here, nothing in float16.
+    """
+    leaf, target = torch.zeros(300, 5, dtype=dtype, requires_grad=True), torch.arange(300) % 5
+    with torch.no_grad():
+        leaf[:, 0] = 15.0
+    factor = upstream * (torch.rand(300) if reduction == "none" else torch.tensor(1.0))
+
+    def gradient(in_place):
+        options = {"reduction": reduction, "dtype": torch.float32, "in_place": in_place}
+        loss = ft.cross_entropy(1 * leaf, target, **options)
+        return torch.autograd.grad(loss, leaf, factor)[0]
+
+    assert_close(gradient(True), gradient(False), rtol=0, atol=0)
+    if upstream > 1:
+        assert (gradient(True)[0] != 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_in_place_leaves_16_bit_logits_until_backward(dtype):
+    """As many losses as one likes, of which the first to be differentiated is not in place."""
+    leaf, target = problem(dtype=dtype)
+    logits = 2 * leaf
+    before = logits.detach().clone()
+    loss = ft.cross_entropy(logits, target, in_place=True)
+    assert torch.equal(logits, before)
+    total = loss + ft.cross_entropy(logits, target, label_smoothing=0.1)
+    want = sum(ft.cross_entropy(2 * leaf, target, label_smoothing=e) for e in (0.0, 0.1))
+    got, want = (torch.autograd.grad(value, leaf)[0] for value in (total, want))
+    assert_close(got, want, rtol=0, atol=torch.finfo(dtype).eps)
+
+
+PARTS = {
+    "itself": lambda z: z,
+    "a view": lambda z: z.view(-1, 10)[:, :5],
+    "rows": lambda z: z[4:],
+    "detached": lambda z: z.detach(),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_overwritten_logits_have_no_second_loss(reduction, dtype, part):
+    """It would be that of the gradient."""
+    leaf, target = problem(dtype=dtype)
+    logits = 2 * leaf
+    upstream = torch.tensor(1.5) if reduction == "mean" else torch.rand(6)
+    loss = ft.cross_entropy(logits, target, reduction=reduction, in_place=True)
+    loss.backward(upstream.to(dtype))
+    same = PARTS[part](logits)
+    for in_place in (False, True):
+        with pytest.raises(RuntimeError, match="logits: expected logits, got memory"):
+            ft.cross_entropy(same, target[: len(same)], in_place=in_place)
+    with torch.no_grad():
+        with pytest.raises(RuntimeError, match="logits: expected logits, got memory"):
+            ft.cross_entropy(same, target[: len(same)])
+        logits.copy_(leaf)  # logits again
+        ft.cross_entropy(same, target[: len(same)])
+
+
+def test_a_second_loss_of_logits_that_the_first_has_overwritten_at_once():
+    leaf, target = problem()
+    logits = 2 * leaf
+    ft.cross_entropy(logits, target, in_place=True)
+    for call in (ft.cross_entropy, torch.compile(ft.cross_entropy, backend="eager")):
+        with pytest.raises(RuntimeError, match="logits: expected logits, got memory"):
+            call(logits, target)
+
+
+@pytest.mark.parametrize("upstream", [1.0, 1.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_parts_in_place_one_by_one(dtype, upstream):
+    """What is overwritten are those parts that had their turn."""
+    leaf, target = problem(dtype=dtype)
+    logits, labels = 2 * leaf, target.split(2)
+    parts = [logits[k : k + 2] for k in (0, 2, 4)]
+    for z, y in zip(parts, labels, strict=True):
+        (upstream * ft.cross_entropy(z, y, in_place=True)).backward(retain_graph=True)
+    for z, y in zip(parts, labels, strict=True):
+        with pytest.raises(RuntimeError, match="logits: expected logits, got memory"):
+            ft.cross_entropy(z, y)
+    got = leaf.grad
+    whole = sum(ft.cross_entropy(2 * z, y) for z, y in zip(leaf.split(2), labels, strict=True))
+    assert_close(got, torch.autograd.grad(upstream * whole, leaf)[0])
+
+
 def test_in_place_only_when_it_can_be():
     leaf, target = problem()
     before = leaf.detach().clone()

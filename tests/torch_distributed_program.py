@@ -239,6 +239,9 @@ def errors_are_everyones():
     bad = target.clone()
     bad[5] = CLASSES
 
+    overwritten = 1 * logits.clone().requires_grad_()
+    ft.cross_entropy(overwritten, target, in_place=True)
+
     x, linear_weight, bias, rows = layer(torch.float32)
     beyond = rows.clone()
     beyond[1, 2] = CLASSES
@@ -261,6 +264,8 @@ def errors_are_everyones():
             spoilt(logits, logits.long()), target)),
         (ValueError, "target: .*no gradient", lambda: data_parallel_cross_entropy(
             logits, spoilt(target, logits.clone().requires_grad_()))),
+        (RuntimeError, "logits: expected logits", lambda: data_parallel_cross_entropy(
+            spoilt(logits, overwritten), target)),
         (IndexError, "targets", lambda: head(rows=spoilt(rows, beyond))),
         (ValueError, "target: expected shape", lambda: head(rows=spoilt(rows, rows[:1]))),
         (ValueError, "bias", lambda: head(linear_bias=spoilt(bias[part], bias[:1]))),

@@ -19,6 +19,7 @@ from fastce.torch._tensors import (
     kernel_array,
     loss_tensor,
     refuse_gradient,
+    refuse_overwritten,
     upstream,
 )
 
@@ -39,6 +40,7 @@ class Divided(torch.autograd.Function):
         try:
             refuse_gradient("target", ctx.needs_input_grad[1])
             refuse_gradient("weight", ctx.needs_input_grad[2])
+            refuse_overwritten(input)
             checked = arguments.options(*options)
             ctx.where = where = {k: arguments.integer(k, value) for k, value in where.items()}
             place = kernel_array(input)

@@ -20,6 +20,7 @@ from fastce.torch._tensors import (
     loss_dtype,
     loss_tensor,
     optional_array,
+    refuse_overwritten,
     tensor_of,
     upstream,
     wide,
@@ -31,6 +32,7 @@ _NO_GRADIENTS = (None,) * 8  # of the arguments behind the target
 def _arguments(
     input: Tensor, target: Tensor, weight: Tensor | None, axis: int, options: Options
 ) -> dict[str, Any]:
+    refuse_overwritten(input)
     place = kernel_array(input)
     ignore_index, label_smoothing, z_loss, softcap, reduction, normalizer = options
     return {

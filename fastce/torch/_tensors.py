@@ -20,7 +20,7 @@ class bfloat(np.void):  # type: ignore[misc]  # noqa: N801 (NumPy appends the bi
 
 _BFLOAT16 = np.dtype((bfloat, [("bits", np.int16)]))
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
-_SIXTEEN_BITS = (torch.float16, torch.bfloat16)
+SIXTEEN_BITS = (torch.float16, torch.bfloat16)
 
 HUGE_PAGES = 4 << 20  # bytes from which NumPy does
 
@@ -91,7 +91,41 @@ def empty_like(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor itself, or in float32 if it has 16 bits."""
-    return tensor.float() if tensor.dtype in _SIXTEEN_BITS else tensor
+    return tensor.float() if tensor.dtype in SIXTEEN_BITS else tensor
+
+
+def mark_overwritten(logits: torch.Tensor) -> None:
+    """Remember that a gradient has been written over logits.
+
+    The version counter tells autograd, which asks it about what it has saved. Of calls that come
+    later nobody asks, so the storage, which all views share, keeps where the gradient lies, and the
+    version of its memory: whoever writes anew makes another.
+    """
+    storage: Any = logits.untyped_storage()
+    version, spans = getattr(storage, "fastce_overwritten", (None, ()))
+    if version != logits._version:
+        spans = ()
+    torch.autograd.graph.increment_version(logits)
+    storage.fastce_overwritten = logits._version, (*spans, _span(logits))
+
+
+def refuse_overwritten(logits: torch.Tensor) -> None:
+    """Fail where the memory of logits holds the gradient of an earlier loss instead."""
+    mark = getattr(logits.untyped_storage(), "fastce_overwritten", None)
+    if mark is None or mark[0] != logits._version:
+        return
+    first, last = _span(logits)
+    if any(first <= end and start <= last for start, end in mark[1]):
+        raise RuntimeError(
+            "logits: expected logits, got memory that in_place=True has put a gradient into; "
+            "compute other losses of them before, or this one without in_place"
+        )
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    """The addresses of the first and the last element."""
+    steps = ((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + sum(steps) * tensor.element_size()
 
 
 def loss_dtype(*tensors: torch.Tensor) -> torch.dtype:

@@ -58,8 +58,10 @@ def cross_entropy(
         Dtype of the loss. None is torch's choice: that of `input`, and under `torch.autocast`
         float32 for 16-bit logits. Losses are computed in float32 at least, and so is their sum.
     in_place : bool, default False
-        Let the gradient take the memory of `input`, which then holds no logits any more. Only in
-        eager mode, and not for a leaf of the graph. Without a gradient to compute it does nothing.
+        Let the gradient take the memory of `input`, which holds no logits from then on: at once
+        where loss and gradient are computed in one pass, but for 16-bit logits, otherwise in the
+        backward pass. Only in eager mode, and not for a leaf of the graph. Without a gradient to
+        compute it does nothing.
 
     Returns
     -------
@@ -71,6 +73,9 @@ def cross_entropy(
     TypeError, ValueError, IndexError
         As `fastce.cross_entropy` does, which calls the two `logits` and `targets`. ValueError also
         if `weight` requires a gradient, or `in_place` is asked for a leaf.
+    RuntimeError
+        If `in_place` has put the gradient of an earlier loss into the memory of `input`, or if a
+        backward pass needs logits that are gone by then.
     NotImplementedError
         If a tensor is neither on the CPU nor with `input` on a CUDA device; for `in_place` under
         torch.compile or torch.func or for a DTensor; for second derivatives with `z_loss` or
@@ -88,6 +93,9 @@ def cross_entropy(
     `normalizer` instead of afterwards. With "none", under torch.compile and torch.func, and on a
     CUDA device the gradient is computed in the backward pass, into which the upstream gradient
     enters.
+
+    Upstream gradients, loss scales for instance, enter before gradients are rounded to 16 bits,
+    with `in_place` as well: 16-bit logits are read once more for that in the backward pass.
 
     Second derivatives come from `fastce.hessian_vector_product`, third ones do not come.
 
