@@ -34,7 +34,9 @@ class Batch:
 
         values = _plain(self.columns[name])
         if values.null_count:
-            raise self._wrong("a number", "null", compute.index(values.is_null(), True), name)
+            raise self._wrong(
+                "a number", "null", compute.index(values.is_null(), True).as_py(), name
+            )
         if types.is_decimal(values.type):
             values = values.cast(pyarrow.float64())
         if not types.is_string(values.type):
@@ -75,8 +77,8 @@ class Batch:
             raise self._wrong("a label", "an empty one", row, name)
         return values
 
-    def _wrong(self, expected: str, got: str, row: Any, name: str) -> Failure:
-        place = f"data row {self.first + int(row) + 1}, column {name}"
+    def _wrong(self, expected: str, got: str, row: int, name: str) -> Failure:
+        place = f"data row {self.first + row + 1}, column {name}"
         return Failure(f"{self.path}: expected {expected}, got {got} in {place}")
 
 

@@ -2,13 +2,15 @@
 
 import contextlib
 import csv
-import io
 import json
+import os
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -77,14 +79,21 @@ def opened(path: Path) -> Iterator[Columns]:
         import pyarrow
     except ImportError:
         raise Failure(f"{path}: needs pyarrow: python -m pip install pyarrow") from None
-    kinds = {".parquet": _parquet, ".feather": _feather}
+    read = {".parquet": _parquet, ".feather": _feather}.get(path.suffix.lower(), _text)
+    if read is not _text and path.exists() and not path.is_file():
+        raise Failure(f"{path}: expected a file, got a folder, a device or a pipe")
     with contextlib.ExitStack() as stack:
         try:
-            yield kinds.get(path.suffix.lower(), _text)(path, stack)
+            yield read(path, stack)
         except OSError as error:
             raise Failure(f"{path}: {error.strerror or _line(error)}") from None
         except (csv.Error, UnicodeDecodeError, pyarrow.ArrowException) as error:
             raise Failure(f"{path}: expected a table, got something else: {_line(error)}") from None
+
+
+def temporary(stack: contextlib.ExitStack) -> IO[bytes]:
+    """Open a file that nobody else sees and that is gone with the stack."""
+    return stack.enter_context(tempfile.TemporaryFile())
 
 
 def _line(error: Exception) -> str:
@@ -92,7 +101,12 @@ def _line(error: Exception) -> str:
 
 
 def _text(path: Path, stack: contextlib.ExitStack) -> Columns:
-    file = stack.enter_context(path.open("rb"))
+    file: IO[bytes] = stack.enter_context(path.open("rb"))
+    if not file.seekable():  # a pipe, for which pyarrow would wait where no signal is heard
+        copy = temporary(stack)
+        shutil.copyfileobj(file, copy)
+        copy.seek(0)
+        file = copy
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     lines = csv.reader((line.decode("utf-8-sig") for line in file), delimiter=delimiter)
     names = next(filter(None, lines), None)
@@ -102,13 +116,15 @@ def _text(path: Path, stack: contextlib.ExitStack) -> Columns:
 
 
 def _of_text(
-    path: Path, file: io.BufferedReader, delimiter: str, names: list[str], some: list[str]
+    path: Path, file: IO[bytes], delimiter: str, names: list[str], some: list[str]
 ) -> Iterator[Any]:
     import pyarrow
     from pyarrow import csv
 
-    if not file.peek(1):
+    begin = file.tell()
+    if begin == file.seek(0, os.SEEK_END):
         return
+    file.seek(begin)
     unequal = []
 
     def refuse(row: Any) -> str:
@@ -129,7 +145,6 @@ def _of_text(
         true_values=[],
         false_values=[],
     )
-    begin = file.tell() if file.seekable() else 0
     size = min(max(_TEXT_BYTES, _TEXT_LINES * begin), _TEXT_MOST)
     given = 0
     while True:
@@ -150,8 +165,7 @@ def _of_text(
                     f"{path}: expected {row.expected_columns} fields, got {row.actual_columns} "
                     f"in data row {row.number}"
                 ) from None
-            longer = "straddling" in str(error) and file.seekable() and size < _TEXT_MOST
-            if not longer:
+            if "straddling" not in str(error) or size == _TEXT_MOST:
                 raise
         size = min(16 * size, _TEXT_MOST)  # for a line that is longer than a block
         file.seek(begin)
@@ -181,7 +195,10 @@ def _feather(path: Path, stack: contextlib.ExitStack) -> Columns:
         places = [schema.get_field_index(name) for name in some]
         options = pyarrow.ipc.IpcReadOptions(included_fields=places)
         reader = pyarrow.ipc.open_file(file, options=options)
-        return map(reader.get_batch, range(reader.num_record_batches))
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number)
+            batch.validate(full=True)  # else damaged offsets would be followed out of the memory
+            yield batch
 
     types = dict(zip(schema.names, schema.types, strict=True))
     return Columns(path, _names(schema), types, batches)

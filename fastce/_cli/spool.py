@@ -4,7 +4,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +54,7 @@ def _copied(
     stack: contextlib.ExitStack,
 ) -> list[Stored]:
     """Copy columns, named for messages, into files that are gone with the stack."""
-    files = [_temporary(stack) for _ in parts]
+    files = [columns.temporary(stack) for _ in parts]
     rows = 0
     for batch in table.read([name for names, _ in parts.values() for name in names]):
         rows += batch.rows
@@ -70,7 +70,3 @@ def _copied(
         Stored(name, file, dtype, (rows,) if dtype.kind in "iu" else (rows, len(names)), False, 0)
         for file, (name, (names, dtype)) in zip(files, parts.items(), strict=True)
     ]
-
-
-def _temporary(stack: contextlib.ExitStack) -> IO[bytes]:
-    return stack.enter_context(tempfile.TemporaryFile())

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import cells, columns
+from . import cells, columns, npy
 from .cells import Array
 from .terminal import Failure
 
@@ -56,14 +56,23 @@ def _checked(paths: list[Path], table: Table) -> Table:
         raise Failure(f"{path}: expected at least one feature, got none")
     if y is not None:
         _check_target(paths[-1], y, x.shape[0])
-    values = x if isinstance(x, np.ndarray) else x.data
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        where = ""
-        if isinstance(x, np.ndarray):
-            row, column = np.argwhere(~np.isfinite(x))[0].tolist()
-            where = f" at row {row}, column {table.names[column] if table.names else column}"
-        raise Failure(f"{path}: expected finite features, got NaN or inf{where}")
+    if x.dtype.kind == "f":
+        _check_finite(path, x if isinstance(x, np.ndarray) else x.data, table.names)
     return table
+
+
+def _check_finite(path: Path, values: Array, names: list[str] | None) -> None:
+    step = max(1, npy.PIECE_BYTES // values[:1].nbytes) if values.size else 1
+    for start in range(0, len(values), step):
+        finite = np.isfinite(values[start : start + step])
+        if not finite.all():
+            where = ""
+            if values.ndim == 2:
+                row, column = np.argwhere(~finite)[0].tolist()
+                where = f" at row {start + row}, column {column}"
+                if names is not None:
+                    where = f" in data row {start + row + 1}, column {names[column]}"
+            raise Failure(f"{path}: expected finite features, got NaN or inf{where}")
 
 
 def _check_target(path: Path, y: Array, rows: int) -> None:
