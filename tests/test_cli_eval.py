@@ -246,9 +246,9 @@ def files(tmp_path):
     ("logits.npy targets.npy --weight nan_weight.npy", "expected numbers of shape (3,), got"),
     ("logits.npy targets.npy --weight missing.npy", "missing.npy: No such file or directory"),
     ("logits.npy targets.npy --label-smoothing 2", "label_smoothing: "),
-    ("logits.npy targets.npy --grad missing/g.npy", "missing/g.npy: No such file or directory"),
-    ("logits.npy targets.npy --grad logits.npy/g.npy", "g.npy: Not a directory"),
-    ("logits.npy targets.npy --grad .", ": Is a directory"),
+    ("logits.npy targets.npy --grad missing/g.npy", "--grad: expected a folder that exists"),
+    ("logits.npy targets.npy --grad logits.npy/g.npy", "--grad: expected a folder that exists"),
+    ("logits.npy targets.npy --grad .", "--grad: expected a file of its own, got ."),
     ("logits.npy targets.npy --grad logits.npy", "--grad: expected a file of its own"),
     ("logits.npy range.npy --grad g.npy", "got 7 at index (2,)"),
 ], ids=lambda value: value if value.startswith(("logits", "cube")) else None)  # fmt: skip

@@ -90,7 +90,7 @@ def test_every_format(here, capsys, arguments):
 
 def test_predictions_and_probabilities_in_a_file(here, capsys):
     main(["fit", "iris.csv", "--target", "kind"])
-    assert main(["predict", "model.npz", "iris.csv", "--output", "p.npy", "--proba"]) == 0
+    assert main(["predict", "model.npz", "iris.csv", "--output", "p.npy", "--probabilities"]) == 0
     want = SoftmaxRegression().fit(X, Y)
     np.testing.assert_allclose(np.load("p.npy"), want.predict_proba(X), atol=1e-4)
     assert main(["predict", "model.npz", "iris.csv", "--output", "c.npy"]) == 0
@@ -152,7 +152,7 @@ def with_nan(folder):
         (nothing, ["iris.csv"], "--target: expected the name of what is to be learnt"),
         (nothing, ["iris.csv", "--target", "x"], "expected one of a, b, kind, c, d, got x"),
         (nothing, ["iris.npz", "--target", "x"], "--target: expected one of X, kind, got x"),
-        (nothing, ["iris.txt", "--target", "x"], ".csv, .npz, .npy or .svmlight, got .txt"),
+        (nothing, ["iris.txt", "--target", "x"], ".svm, .libsvm, .npz or .npy, got .txt file"),
         (nothing, ["no.csv", "--target", "x"], "no.csv: No such file or directory"),
         (nothing, ["x.npy"], "DATA: expected two files, X.npy and y.npy, got one"),
         (nothing, ["x.npy", "y.npy", "h.npy"], "DATA: expected one file, or X.npy and y.npy"),
@@ -171,14 +171,14 @@ def with_nan(folder):
         (text("e.csv", "a,y\n1,0\nz,1\n"), ["e.csv", "--target", "y"],
          "expected a number, got 'z' in data row 2, column a"),
         (text("e.csv", "a,y\n1,0\n2,0\n"), ["e.csv", "--target", "y"], "at least 2 classes"),
-        (text("e.npz", "nonsense"), ["e.npz", "--target", "y"], "got a damaged or pickled file"),
-        (text("e.npy", "nonsense"), ["e.npy", "y.npy"], "got a damaged or pickled file"),
+        (text("e.npz", "nonsense"), ["e.npz", "--target", "y"], "expected arrays of numbers, got"),
+        (text("e.npy", "nonsense"), ["e.npy", "y.npy"], "expected an array of numbers, got"),
         (text("e.svmlight", "1 a:b\n"), ["e.svmlight"], "expected svmlight format, got"),
         (lambda folder: np.save(folder / "s.npy", X[:5]), ["s.npy", "y.npy"],
-         "expected a target for each of 5 rows, got 150"),
-        (lambda folder: np.save(folder / "o.npy", X.astype(object)), ["o.npy", "y.npy"], "pickled"),
+         "expected a target for each of 5 rows, got shape (150,)"),
+        (lambda folder: np.save(folder / "o.npy", X.astype(object)), ["o.npy", "y.npy"], "Python objects"),
         (lambda folder: np.savez(folder / "o.npz", X=X.astype(object), y=Y),
-         ["o.npz", "--target", "y"], "got pickled Python objects"),
+         ["o.npz", "--target", "y"], "Object arrays cannot be loaded"),
         (lambda folder: np.savez(folder / "o.npz", A=X, B=X, y=Y), ["o.npz", "--target", "y"],
          "expected an array X, or one beside the target, got A, B, y"),
         (lambda folder: np.save(folder / "s.npy", X.astype(str)), ["s.npy", "y.npy"],
@@ -208,7 +208,7 @@ def test_bad_input_ends_with_status_2_one_line_and_no_file(
         (["model.npz", "iris.npz", "--output", "no/p.npy"], "--output: expected a folder"),
         (["model.npz", "x.npy", "--output", "x.npy"], "--output: expected a file of its own"),
         (["model.npz", "narrow.npy"], "narrow.npy: expected 4 features, as the model has, got 3"),
-        (["model.npz", "short.csv"], "short.csv: expected a column b, got a"),
+        (["model.npz", "short.csv"], "short.csv: expected one column b, got a"),
     ],
 )
 def test_bad_input_of_predict(here, capsys, arguments, message):

@@ -84,6 +84,8 @@ def is_stdout(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[IO[bytes]]:
+    if path.is_symlink():  # still, when all links have been followed
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
     exists = path.exists()
     if exists and not os.access(path, os.W_OK):  # which replacing it would not ask for
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
