@@ -180,7 +180,7 @@ def _evaluated(data: _Data, gradient: tuple[IO[bytes], int] | None) -> tuple[Res
     """Return the result, and what there is to be said about the targets."""
     rows = data.logits
     sums = np.zeros(4)
-    faults = [_Fault("at least 0"), _Fault("of sum 1 in each row")]
+    faults = [_Fault("of at least 0"), _Fault("that sum to 1 in each row")]
     with terminal.progress("eval", len(rows)) as advance:
         if len(rows):  # once without a clock, so that compiling does not count
             start, stop = next(rows.pieces())
@@ -277,8 +277,12 @@ def _piece(data: _Data, start: int, stop: int, with_gradient: bool) -> _Piece:
             if data.reduction == "mean" and data.total_weight:
                 whole = {"reduction": "mean", "normalizer": data.total_weight}
             _, gradient = fastce.cross_entropy_and_grad(logits, targets, **shared, **whole)
-    # A weight or a smoothing out of its range; targets that were checked and have changed since.
-    except (IndexError, TypeError, ValueError) as error:
+    except IndexError:
+        assert data.hard is not None
+        raise Failure(
+            f"{data.hard.name}: expected targets that stay as they are, got new ones since a check"
+        ) from None
+    except (TypeError, ValueError) as error:  # a weight or a smoothing that is out of its range
         raise Failure(str(error)) from None
     valid = stats.predicted >= 0
     label = targets if data.hard is not None else targets.argmax(axis=1)

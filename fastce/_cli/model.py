@@ -40,7 +40,8 @@ def save(file: IO[bytes], fitted: Any, features: list[str] | None, target: str |
 def read(path: Path) -> Model:
     """Read a model and check that it is whole."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, for of what is no archive NumPy leaves the file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             model = _checked({name: archive[name] for name in archive.files})
     except OSError as error:
         raise Failure(f"{path}: {error.strerror or error}") from None
@@ -53,21 +54,26 @@ def _checked(arrays: dict[str, Array]) -> Model:
     """Read the members of the archive; any exception says that they are not those of a model."""
     if str(arrays["format"]) != _FORMAT:
         raise ValueError
-    model = Model(
-        arrays["classes"],
-        arrays["coef"],
-        arrays["intercept"],
-        arrays["features"].tolist() if "features" in arrays else None,
-        str(arrays["target"]) if "target" in arrays else None,
-    )
-    classes, features = model.coef.shape
+    classes, coef, intercept = (arrays[name] for name in ("classes", "coef", "intercept"))
+    features = arrays.get("features", np.zeros(coef.shape[1], str))
+    target = arrays.get("target", np.array(""))
     whole = (
-        model.classes.shape == model.intercept.shape == (classes,)
-        and model.classes.dtype.kind in "iubfU"
-        and model.coef.dtype.kind == model.intercept.dtype.kind == "f"
-        and np.isfinite(model.coef).all() and np.isfinite(model.intercept).all()
-        and (model.features is None or np.shape(model.features) == (features,))
-    )  # fmt: skip
+        coef.ndim == 2
+        and classes.shape == intercept.shape == coef.shape[:1]
+        and features.shape == coef.shape[1:]
+        and target.shape == ()
+        and coef.dtype.kind == intercept.dtype.kind == "f"
+        and classes.dtype.kind in "iubfU"
+        and features.dtype.kind == target.dtype.kind == "U"
+        and np.isfinite(coef).all()
+        and np.isfinite(intercept).all()
+    )
     if not whole:
         raise ValueError
-    return model
+    return Model(
+        classes,
+        coef,
+        intercept,
+        features.tolist() if "features" in arrays else None,
+        str(target) if "target" in arrays else None,
+    )

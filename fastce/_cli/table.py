@@ -114,11 +114,11 @@ def _columns(paths: list[Path], wanted: Wanted) -> Table:
 
 def _npz(paths: list[Path], wanted: Wanted) -> Table:
     path = paths[0]
-    with _reading(path, "arrays of numbers"):
-        archive = np.load(path)
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise Failure(f"{path}: expected an archive of arrays, got a single one")
-    with archive:
+    # Opened here, for of what is no archive NumPy leaves the file open.
+    with _reading(path, "arrays of numbers"), path.open("rb") as file:
+        archive = np.load(file)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise Failure(f"{path}: expected an archive of arrays, got a single one")
         names = list(archive.files)
         target = wanted.target
         if wanted.learn and target not in names:
@@ -130,9 +130,8 @@ def _npz(paths: list[Path], wanted: Wanted) -> Table:
                 f"{path}: expected an array X, or one beside the target, got {', '.join(names)}"
             )
         arrays = []
-        for name in (chosen, target) if target in names and wanted.learn else (chosen,):
-            with _reading(path, "arrays of numbers"):
-                arrays.append(archive[name])
+        for name in [chosen, *([target] if target and wanted.learn else [])]:
+            arrays.append(archive[name])
             if not isinstance(arrays[-1], np.ndarray):  # the bytes of what is no .npy
                 raise Failure(f"{path}: expected an array {name}, got something else")
     x, *y = arrays
@@ -169,7 +168,7 @@ def _reading(path: Path, expected: str) -> Iterator[None]:
     """Say in one line what is wrong with a file."""
     try:
         yield
-    except MemoryError:
+    except (Failure, MemoryError):
         raise
     except Exception as error:  # what damaged files raise is not documented: BadZipFile, EOFError
         if isinstance(error, OSError) and error.errno:
