@@ -281,6 +281,7 @@ def test_the_row_of_a_later_batch_is_named(tmp_path, monkeypatch):
         ({"a": [1, 2], "y": [{"b": 0}, {"b": 1}]}, "got struct<b: int64> in column y"),
         ({"a": [1, 2], "y": [b"\xff", b"u"]}, "Invalid UTF8 payload"),
         ({"a": pa.array([], pa.int8()), "y": pa.array([], pa.int8())}, "expected at least one row"),
+        ({"y": [0, 1]}, "expected at least one feature, got none"),
     ],
 )  # fmt: skip
 def test_columns_that_are_refused(tmp_path, suffix, columns, message):

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+from pyarrow import compute, types
 
 from .terminal import Failure
 
@@ -29,9 +31,6 @@ class Batch:
             out[:, column] = self._numbers(name, out.dtype)
 
     def _numbers(self, name: str, dtype: np.dtype[Any]) -> Array:
-        import pyarrow
-        from pyarrow import compute, types
-
         values = _plain(self.columns[name])
         if values.null_count:
             raise self._wrong(
@@ -57,9 +56,6 @@ class Batch:
 
     def labels(self, name: str) -> Any:
         """A column of labels, without gaps: as text, but for integers, floats and booleans."""
-        import pyarrow
-        from pyarrow import compute, types
-
         values = _plain(self.columns[name])
         kind = values.type
         if types.is_integer(kind) or types.is_boolean(kind) or types.is_floating(kind):
@@ -83,8 +79,6 @@ class Batch:
 
 
 def _plain(column: Any) -> Any:
-    from pyarrow import types
-
     return column.dictionary_decode() if types.is_dictionary(column.type) else column
 
 
@@ -93,9 +87,6 @@ def joined(path: Path, name: str, parts: list[Any]) -> Array:
 
     Text becomes an array of objects, in which a label that many rows have is kept once.
     """
-    import pyarrow
-    from pyarrow import types
-
     whole = pyarrow.chunked_array(parts)
     if not types.is_string(whole.type):
         return np.asarray(whole.to_numpy())
@@ -122,30 +113,26 @@ def _is_integer(label: str) -> bool:
         return False
 
 
-def dtype_of(path: Path, types: dict[str, Any]) -> np.dtype[Any]:
+def dtype_of(path: Path, kinds: dict[str, Any]) -> np.dtype[Any]:
     """The dtype of the numbers in columns of these types: float64, or narrower if all are."""
-    from pyarrow import types as is_of
-
-    found = []
-    for name, kind in types.items():
-        if is_of.is_dictionary(kind):
+    found: list[Any] = []
+    for name, kind in kinds.items():
+        if types.is_dictionary(kind):
             kind = kind.value_type
-        if is_of.is_floating(kind):
+        if types.is_floating(kind):
             found.append(np.dtype(kind.to_pandas_dtype()))
         elif (
-            is_of.is_integer(kind) or is_of.is_boolean(kind)
-            or is_of.is_decimal(kind) or is_of.is_null(kind)
+            types.is_integer(kind) or types.is_boolean(kind)
+            or types.is_decimal(kind) or types.is_null(kind)
         ):  # fmt: skip
             found.append(np.dtype(np.float64))
         else:
             raise Failure(f"{path}: expected numbers, got {kind} in column {name}")
-    return np.result_type(*found)
+    return np.result_type(*found or [np.float64])
 
 
 def integer_dtype_of(path: Path, name: str, kind: Any) -> np.dtype[Any]:
     """The dtype of the integers in a column of this type."""
-    from pyarrow import types
-
     if types.is_dictionary(kind):
         kind = kind.value_type
     if not types.is_integer(kind):

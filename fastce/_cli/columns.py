@@ -5,7 +5,6 @@ import csv
 import json
 import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import pyarrow
+from pyarrow import csv as arrow_csv
+from pyarrow import ipc, parquet
 
-from . import cells
-from .cells import Batch
+from . import cells, output
+from .cells import Array, Batch
 from .terminal import Failure
-
-SUFFIXES = (".csv", ".tsv", ".parquet", ".feather")
 
 # Numbers that are made at a time, but for many columns at least some rows: each costs some
 # microseconds, however few its rows are.
@@ -50,7 +50,7 @@ class Columns:
                 known = ", ".join(self.names[:20])
                 got = f"{there[name]} of that name" if name in there else known
                 raise Failure(f"{self.path}: expected one column {name}, got {got}")
-        rows = max(_BLOCK_ROWS, _BLOCK_NUMBERS // max(1, len(names)))
+        rows = _rows(names)
         first = 0
         for batch in self.batches(names):
             for start in range(0, batch.num_rows, rows):
@@ -58,6 +58,10 @@ class Columns:
                 columns = dict(zip(some.schema.names, some.columns, strict=True))
                 yield Batch(self.path, first, some.num_rows, columns)
                 first += some.num_rows
+
+    def joined(self, name: str, labels: list[Any]) -> Array:
+        """The labels of all rows, from what `Batch.labels` gives of each batch."""
+        return cells.joined(self.path, name, labels)
 
     def dtype(self, names: list[str]) -> np.dtype[Any]:
         """The dtype of the numbers in these columns: float64, or narrower if all are."""
@@ -75,10 +79,6 @@ class Columns:
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Columns]:
     """Open a table; whatever is found to be wrong with the file while it is open is a `Failure`."""
-    try:
-        import pyarrow
-    except ImportError:
-        raise Failure(f"{path}: needs pyarrow: python -m pip install pyarrow") from None
     read = {".parquet": _parquet, ".feather": _feather}.get(path.suffix.lower(), _text)
     if read is not _text and path.exists() and not path.is_file():
         raise Failure(f"{path}: expected a file, got a folder, a device or a pipe")
@@ -91,9 +91,9 @@ def opened(path: Path) -> Iterator[Columns]:
             raise Failure(f"{path}: expected a table, got something else: {_line(error)}") from None
 
 
-def temporary(stack: contextlib.ExitStack) -> IO[bytes]:
-    """Open a file that nobody else sees and that is gone with the stack."""
-    return stack.enter_context(tempfile.TemporaryFile())
+def _rows(names: list[str]) -> int:
+    """How many rows of so many columns are read at a time."""
+    return max(_BLOCK_ROWS, _BLOCK_NUMBERS // max(1, len(names)))
 
 
 def _line(error: Exception) -> str:
@@ -103,7 +103,7 @@ def _line(error: Exception) -> str:
 def _text(path: Path, stack: contextlib.ExitStack) -> Columns:
     file: IO[bytes] = stack.enter_context(path.open("rb"))
     if not file.seekable():  # a pipe, for which pyarrow would wait where no signal is heard
-        copy = temporary(stack)
+        copy = output.temporary(stack)
         shutil.copyfileobj(file, copy)
         copy.seek(0)
         file = copy
@@ -118,9 +118,6 @@ def _text(path: Path, stack: contextlib.ExitStack) -> Columns:
 def _of_text(
     path: Path, file: IO[bytes], delimiter: str, names: list[str], some: list[str]
 ) -> Iterator[Any]:
-    import pyarrow
-    from pyarrow import csv
-
     begin = file.tell()
     if begin == file.seek(0, os.SEEK_END):
         return
@@ -134,10 +131,10 @@ def _of_text(
     numbered = [str(number) for number in range(len(names))]  # names may be repeated
     place = dict(zip(names, numbered, strict=True))
     chosen = [place[name] for name in some]
-    parse = csv.ParseOptions(
+    parse = arrow_csv.ParseOptions(
         delimiter=delimiter, newlines_in_values=True, invalid_row_handler=refuse
     )
-    convert = csv.ConvertOptions(
+    convert = arrow_csv.ConvertOptions(
         include_columns=chosen,
         column_types=dict.fromkeys(chosen, pyarrow.string()),
         # Each column has a copy of these lists, by default of 9 kB.
@@ -149,10 +146,10 @@ def _of_text(
     given = 0
     while True:
         # With threads rows have no numbers, and nothing is faster.
-        read = csv.ReadOptions(column_names=numbered, block_size=size, use_threads=False)
+        read = arrow_csv.ReadOptions(column_names=numbered, block_size=size, use_threads=False)
         again = given
         try:
-            with csv.open_csv(file, read, parse, convert) as batches:
+            with arrow_csv.open_csv(file, read, parse, convert) as batches:
                 for batch in batches:
                     fresh = batch.slice(min(again, batch.num_rows))
                     again -= batch.num_rows - fresh.num_rows
@@ -172,8 +169,6 @@ def _of_text(
 
 
 def _parquet(path: Path, stack: contextlib.ExitStack) -> Columns:
-    from pyarrow import parquet
-
     # With a buffer a column is read page by page, and else whole.
     file = stack.enter_context(parquet.ParquetFile(path, buffer_size=_TEXT_BYTES))
     schema = file.schema_arrow
@@ -181,20 +176,18 @@ def _parquet(path: Path, stack: contextlib.ExitStack) -> Columns:
         path,
         _names(schema),
         dict(zip(schema.names, schema.types, strict=True)),
-        lambda some: file.iter_batches(max(_BLOCK_ROWS, _BLOCK_NUMBERS // len(some)), columns=some),
+        lambda some: file.iter_batches(_rows(some), columns=some),
     )
 
 
 def _feather(path: Path, stack: contextlib.ExitStack) -> Columns:
-    import pyarrow
-
     file = stack.enter_context(pyarrow.memory_map(str(path)))
-    schema = pyarrow.ipc.open_file(file).schema
+    schema = ipc.open_file(file).schema
 
     def batches(some: list[str]) -> Iterator[Any]:
         places = [schema.get_field_index(name) for name in some]
-        options = pyarrow.ipc.IpcReadOptions(included_fields=places)
-        reader = pyarrow.ipc.open_file(file, options=options)
+        options = ipc.IpcReadOptions(included_fields=places)
+        reader = ipc.open_file(file, options=options)
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
             batch.validate(full=True)  # else damaged offsets would be followed out of the memory

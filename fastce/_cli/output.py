@@ -74,6 +74,11 @@ def writing(path: Path, file: IO[bytes] | None = None) -> Iterator[None]:
         raise Failure(f"{path}: {error.strerror or error}") from None
 
 
+def temporary(stack: contextlib.ExitStack) -> IO[bytes]:
+    """Open a file that nobody else sees and that is gone with the stack."""
+    return stack.enter_context(tempfile.TemporaryFile())
+
+
 def is_stdout(path: Path) -> bool:
     """Whether this is a name of what the standard output goes to, as /dev/stdout is."""
     try:

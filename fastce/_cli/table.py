@@ -3,14 +3,18 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import cells, columns, npy
-from .cells import Array
+from . import npy
+from .npy import Array
 from .terminal import Failure
 
+if TYPE_CHECKING:
+    from .columns import Columns
+
+COLUMNAR = (".csv", ".tsv", ".parquet", ".feather")
 _SVMLIGHT = (".svmlight", ".svm", ".libsvm")
 WITH_TARGET = (".npy", *_SVMLIGHT)  # which need no name to know what the target is
 
@@ -36,7 +40,7 @@ def read(paths: list[Path], wanted: Wanted) -> Table:
     kind = paths[0].suffix.lower()
     if len(paths) > 1 and (kind != ".npy" or len(paths) > 2):
         raise Failure(f"DATA: expected one file, or X.npy and y.npy, got {len(paths)} files")
-    readers = dict.fromkeys(columns.SUFFIXES, _columns) | dict.fromkeys(_SVMLIGHT, _svmlight)
+    readers = dict.fromkeys(COLUMNAR, _columns) | dict.fromkeys(_SVMLIGHT, _svmlight)
     readers |= {".npz": _npz, ".npy": _npy}
     if kind not in readers:
         *most, last = readers
@@ -86,8 +90,17 @@ def _check_target(path: Path, y: Array, rows: int) -> None:
         raise Failure(f"{path}: expected a label, got an empty one or NaN at row {row}")
 
 
+def opened(path: Path) -> contextlib.AbstractContextManager["Columns"]:
+    """Open a table of named columns."""
+    try:
+        from . import columns
+    except ImportError:
+        raise Failure(f"{path}: needs pyarrow: python -m pip install pyarrow") from None
+    return columns.opened(path)
+
+
 def _columns(paths: list[Path], wanted: Wanted) -> Table:
-    with columns.opened(paths[0]) as table:
+    with opened(paths[0]) as table:
         target, labels = [], []
         if wanted.learn:
             if wanted.target not in table.names:
@@ -106,9 +119,7 @@ def _columns(paths: list[Path], wanted: Wanted) -> Table:
             batch.numbers(names, x[batch.first : rows])
             labels += [batch.labels(name) for name in target]
         x.resize((rows, len(names)), refcheck=False)
-        y = None
-        for name in target if rows else []:
-            y = cells.joined(paths[0], name, labels)
+        y = table.joined(target[0], labels) if labels else None
     return Table(x, y, names)
 
 
