@@ -352,8 +352,8 @@ def heard_interrupts():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent another way")
 @pytest.mark.usefixtures("heard_interrupts")
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupt_leaves_nothing_half_written(tmp_path, number, status):
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_interrupt_leaves_nothing_half_written(tmp_path, name, status):
     # 20 GB of logits: far more than can be done before the signal comes.
     logits = sparse(tmp_path / "logits.npy", (5_000_000, 1000), "f4")
     targets = sparse(tmp_path / "targets.npy", (5_000_000,), "i1")
@@ -367,13 +367,13 @@ def test_interrupt_leaves_nothing_half_written(tmp_path, number, status):
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        process.send_signal(number)
+        process.send_signal(getattr(signal, name))
         out, err = process.communicate(timeout=120)
     finally:
         process.kill()
         process.wait()
     assert process.returncode == status
     assert out == ""
-    assert err == ("fastce eval: interrupted\n" if number == signal.SIGINT else "")
+    assert err == ("fastce eval: interrupted\n" if name == "SIGINT" else "")
     assert grad.read_text() == "from an earlier run"
     assert {path.name for path in tmp_path.iterdir()} == {"grad.npy", "logits.npy", "targets.npy"}
