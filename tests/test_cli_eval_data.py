@@ -11,7 +11,7 @@ import pytest
 
 import fastce
 from fastce.__main__ import main
-from fastce._cli import columns, evaluate, npy
+from fastce._cli import columns, evaluate, npy, output
 from tests.test_cli import cli
 from tests.test_cli_eval import PEAK, evaluated, saved
 from tests.test_cli_tables import BINARY, FORMATS, text, write
@@ -145,9 +145,7 @@ def test_a_column_of_an_array_is_refused(capsys, here):
 def test_no_room_for_the_copy_of_a_table(capsys, here, monkeypatch):
     full = Path("/dev/full")
     text(here / "a.csv", "a,b,y\n1,2,0\n")
-    monkeypatch.setattr(
-        columns, "temporary", lambda stack: stack.enter_context(full.open("r+b", 0))
-    )
+    monkeypatch.setattr(output, "temporary", lambda stack: stack.enter_context(full.open("r+b", 0)))
     assert ": No space left on device" in refused(capsys, "a.csv", "--target", "y")
 
 

@@ -292,14 +292,17 @@ def test_what_ends_badly_leaves_nothing(here):
 
 SIGNALS = """
 import os, pathlib, signal, numpy
-names = sys.argv.pop().split()
-read = numpy.load
+name, *later = sys.argv.pop().split()
+read, remove = numpy.load, pathlib.Path.unlink
 def load(path, **options):
     assert len([*pathlib.Path().glob(".model.*.tmp")]) == 2
-    for name in names:
-        os.kill(os.getpid(), getattr(signal, name))
+    os.kill(os.getpid(), getattr(signal, name))
     return read(path, **options)
-numpy.load = load
+def unlink(path):
+    for name in later:  # while the first one's traces are removed
+        os.kill(os.getpid(), getattr(signal, name))
+    remove(path)
+numpy.load, pathlib.Path.unlink = load, unlink
 signal.signal(signal.SIGINT, signal.default_int_handler)
 """
 

@@ -106,7 +106,14 @@ def test_text_as_people_write_it(tmp_path, content):
     assert found.names == ["a", "b"]
 
 
-def test_quotes_hold_delimiters_and_ends_of_lines(tmp_path):
+def test_quotes_hold_delimiters_and_ends_of_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(columns, "_TEXT_BYTES", 64)
+    monkeypatch.setattr(columns, "_TEXT_LINES", 1)
+    label = "x\n1,y\n2,z"
+    content = "a,y\n" + "".join(f'{i},"{label}"\n' for i in range(100))
+    found = read(text(tmp_path / "a.csv", content))
+    assert found.x[:, 0].tolist() == [*range(100)]
+    assert found.y.tolist() == [label] * 100
     found = read(text(tmp_path / "a.csv", 'a,"b\n, ""c""",y\n1,2,"x\ny"\n3,4,"x,y"\n'))
     assert found.names == ["a", 'b\n, "c"']
     assert found.y.tolist() == ["x\ny", "x,y"]
@@ -204,9 +211,10 @@ def test_text_is_integers_where_all_of_it_is(tmp_path, labels, dtype):
 
 def test_the_index_of_a_data_frame_is_no_feature(tmp_path):
     frame = pd.DataFrame({"a": [1.0, 2.0, 3.0], "y": [0, 1, 1]})
-    frame[frame.a > 1].to_parquet(tmp_path / "a.parquet")
-    found = read(tmp_path / "a.parquet")
-    assert (found.names, found.x.tolist()) == (["a"], [[2], [3]])
+    for index in ([7, 3, 5], pd.Index([7, 3, 5], name="id"), pd.RangeIndex(3)):
+        frame.set_index(pd.Index(index)).to_parquet(tmp_path / "a.parquet")
+        found = read(tmp_path / "a.parquet")
+        assert (found.names, found.x.tolist()) == (["a"], [[1], [2], [3]])
 
 
 def test_names_with_dots_are_names(tmp_path):
@@ -322,6 +330,19 @@ def test_damage_is_noticed_or_harmless(tmp_path, suffix):
             read(path)
         except Failure as failure:
             assert "\n" not in str(failure)  # noqa: PT017
+
+
+def test_damaged_offsets_are_not_followed(tmp_path):
+    """Which say where in the memory of a column a text begins and ends."""
+    path = tmp_path / "a.feather"
+    feather.write_feather(
+        pa.table({"a": np.arange(16.0), "y": ["u", "vv"] * 8}), path, compression="uncompressed"
+    )
+    offsets = np.cumsum([0, *[1, 2] * 8], dtype=np.int32)
+    before, after = path.read_bytes().split(offsets.tobytes())
+    offsets[5] = 2**30
+    path.write_bytes(before + offsets.tobytes() + after)
+    assert "expected a table, got something else: " in refused(path)
 
 
 def test_a_target_of_text_with_a_long_label_takes_no_room_for_each_row(tmp_path):
