@@ -30,9 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         when the input was wrong or an output could not be written, 130 when interrupted.
     """
     with terminal.streams(), _ended_by_signals():
-        options = _parser().parse_args(arguments)
-        said = f"fastce {options.command}: "
+        said = "fastce: "
         try:
+            try:
+                options = _parser().parse_args(arguments)
+            finally:
+                sys.stdout.flush()  # of the help
+            said = f"fastce {options.command}: "
             # Imported only when chosen: `info` must not need what `demo` needs.
             command = importlib.import_module(f"fastce._cli.{options.module}")
             status: int = command.run(options)

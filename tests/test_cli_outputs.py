@@ -394,10 +394,14 @@ def test_a_failure_that_nobody_can_be_told(here):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no such device")
-def test_an_output_that_is_full(here):
-    found = shell("{} >/dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_is_full(here, unbuffered):
+    found = shell("{} >/dev/full", PYTHONUNBUFFERED=unbuffered)
     assert found.returncode == 2
     assert found.stderr == b"fastce predict: standard output: No space left on device\n"
+    found = shell("{} --help >/dev/full", PYTHONUNBUFFERED="")
+    assert found.returncode == 2
+    assert found.stderr == b"fastce: standard output: No space left on device\n"
 
 
 @posix
