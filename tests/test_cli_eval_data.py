@@ -152,7 +152,10 @@ def test_no_room_for_the_copy_of_a_table(capsys, here, monkeypatch):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak of memory")
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_memory_is_bounded_for_tables(here, rng, suffix):
-    """400 MB of logits, in at most 300 MB beyond the bare interpreter."""
+    """400 MB of logits, in at most 300 MB beyond the bare interpreter.
+
+    The .parquet has few values in many columns: pages of many values take 2 MB for each column.
+    """
     bare = subprocess.run(
         [sys.executable, "-c", "import sys" + PEAK], capture_output=True, text=True, check=True
     )

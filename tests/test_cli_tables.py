@@ -369,9 +369,8 @@ def test_pyarrow_is_imported_only_for_tables(tmp_path):
 
 # --- large files ----------------------------------------------------------------------------------
 
-# pandas because pyarrow imports it where it is installed.
 READ = """
-import re, sys, pandas, pyarrow.csv, pyarrow.parquet
+import re, sys, pandas, pyarrow.csv, pyarrow.parquet  # which labels need
 from pathlib import Path
 from fastce._cli import table
 def peak():

@@ -38,11 +38,12 @@ class Batch:
             )
         if types.is_decimal(values.type):
             values = values.cast(pyarrow.float64())
-        if not types.is_string(values.type):
-            numbers: Array = values.to_numpy(zero_copy_only=False)
-            return numbers
+        elif types.is_boolean(values.type):
+            values = values.cast(pyarrow.uint8())
         try:
-            numbers = values.cast(pyarrow.from_numpy_dtype(dtype)).to_numpy()
+            if types.is_string(values.type):
+                values = values.cast(pyarrow.from_numpy_dtype(dtype))
+            return np.from_dlpack(values)  # Array.to_numpy imports pandas, of 40 MB
         except pyarrow.ArrowInvalid:  # Python reads more: blanks around a number, say
             numbers = np.empty(len(values), dtype)
             read = float if dtype.kind == "f" else int

@@ -28,6 +28,7 @@ _BLOCK_ROWS = 64
 _TEXT_BYTES = 1 << 20
 _TEXT_LINES = 32
 _TEXT_MOST = 2**31 - 1  # that pyarrow can be told
+_BUFFER_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,11 @@ def _of_text(
 
 
 def _parquet(path: Path, stack: contextlib.ExitStack) -> Columns:
-    # With a buffer a column is read page by page, and else whole.
-    file = stack.enter_context(parquet.ParquetFile(path, buffer_size=_TEXT_BYTES))
+    # Columns are read by and by: of each there is a buffer, a page and a dictionary in memory, with
+    # what most programs write 2 MB in all. With pre_buffer it would be the whole group of rows.
+    file = stack.enter_context(
+        parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+    )
     schema = file.schema_arrow
     return Columns(
         path,

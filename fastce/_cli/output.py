@@ -95,18 +95,18 @@ def _beside(path: Path) -> Iterator[IO[bytes]]:
     if exists and not os.access(path, os.W_OK):  # which replacing it would not ask for
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     # Of a long name only the beginning: with what is added it would be too long.
-    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
+    unfinished = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("xb") as file:
+        with unfinished.open("xb") as file:
             if exists:
-                shutil.copymode(path, temporary)
+                shutil.copymode(path, unfinished)
             yield file
             file.flush()
             os.fsync(file.fileno())  # else a crash could leave the final name on missing content
-        temporary.replace(path)
+        unfinished.replace(path)
     finally:
         with contextlib.suppress(OSError):  # renamed, or never made
-            temporary.unlink()
+            unfinished.unlink()
 
 
 def _device(path: Path) -> int:
