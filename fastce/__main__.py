@@ -1,15 +1,16 @@
 """The command line: reads the arguments and hands them to one module of `fastce._cli`."""
 
 import argparse
+import contextlib
 import importlib
-import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastce._cli.terminal import Failure
+from fastce._cli import terminal
 
 _INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 
@@ -25,28 +26,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 when all went well, 1 when a check of the command failed, 2 when the input was wrong,
-        130 when interrupted.
+        0 when all went well, 1 when a check of the command failed or nobody reads the output, 2
+        when the input was wrong or an output could not be written, 130 when interrupted.
     """
-    options = _parser().parse_args(arguments)
-    # A terminated program should clean up behind itself as an interrupted one does.
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    with terminal.streams(), _ended_by_signals():
+        said = "fastce: "
+        try:
+            try:
+                options = _parser().parse_args(arguments)
+            finally:
+                sys.stdout.flush()  # of the help
+            said = f"fastce {options.command}: "
+            # Imported only when chosen: `info` must not need what `demo` needs.
+            command = importlib.import_module(f"fastce._cli.{options.module}")
+            status: int = command.run(options)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            terminal.say(said + "interrupted")
+            return _INTERRUPTED
+        except terminal.Failure as failure:
+            terminal.say(said + str(failure))
+            return 2
+        except MemoryError as error:
+            terminal.say(f"{said}out of memory: {error}")
+            return 2
+        except BrokenPipeError:  # whoever read the output has gone, as in `| head`
+            terminal.abandon_output()
+            return 1
+        except OSError as error:  # of the output, for what is wrong with a file is a Failure
+            terminal.abandon_output()
+            terminal.say(f"{said}{error.filename or 'standard output'}: {error.strerror}")
+            return 2
+        return status
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let what ends programs be an exception, so that this one cleans up behind itself."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # no other may ask for signals
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the last is not known on Windows
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.getsignal(number)
+
+    def end(number: int, frame: Any) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)  # cleaning up is short, and is not to be disturbed
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
     try:
-        # Imported only when chosen: `info` must not need what `demo` needs.
-        status: int = importlib.import_module(f"fastce._cli.{options.module}").run(options)
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output has gone, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or exiting would fail too
-        return 1
-    except KeyboardInterrupt:
-        print(f"fastce {options.command}: interrupted", file=sys.stderr)
-        return _INTERRUPTED
-    except Failure as failure:
-        print(f"fastce {options.command}: {failure}", file=sys.stderr)
-        return 2
+        for number in before:
+            signal.signal(number, end)
+        yield
     finally:
-        signal.signal(signal.SIGTERM, before)
-    return status
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,16 +107,23 @@ def _parser() -> argparse.ArgumentParser:
         "eval",
         help="loss, perplexity and accuracy of stored logits, of any size",
         description="Loss, perplexity and accuracy of logits stored in a .npy file of any size. "
-        "The files are mapped and read in pieces, at most 300 MB of memory at a time.",
+        "It is read in pieces, at most 300 MB of memory at a time. Tables (.csv, .tsv, .parquet, "
+        ".feather) are copied into a temporary file first.",
     )
     evaluate.set_defaults(module="evaluate")
-    evaluate.add_argument("logits", type=Path, metavar="LOGITS.npy")
+    evaluate.add_argument(
+        "logits", type=Path, metavar="LOGITS", help="a .npy, or a table with a column per class"
+    )
     evaluate.add_argument(
         "targets",
         type=Path,
-        metavar="TARGETS.npy",
+        nargs="?",
+        metavar="TARGETS",
         help="integers shaped like the logits without the class axis, or probabilities shaped "
-        "like the logits",
+        "like the logits: a .npy, or a table of one column or as many as classes",
+    )
+    evaluate.add_argument(
+        "--target", metavar="COLUMN", help="integers in the table of the logits, for TARGETS"
     )
     evaluate.add_argument(
         "--axis", type=int, default=-1, help="class axis of the logits (default: the last)"
@@ -152,10 +194,10 @@ def _add_fit(commands: Any) -> None:
         type=Path,
         nargs="+",
         metavar="DATA",
-        help="a .csv with column names, an .npz with X and the target, a .svmlight file, or two "
-        "files X.npy y.npy",
+        help="a table (.csv, .tsv, .parquet, .feather), an .npz with X and the target, a .svmlight "
+        "file, or two files X.npy y.npy",
     )
-    fit.add_argument("--target", metavar="COLUMN", help="of the .csv, or array of the .npz")
+    fit.add_argument("--target", metavar="COLUMN", help="of the table, or array of the .npz")
     fit.add_argument("--output", type=Path, default=Path("model.npz"), metavar="MODEL.npz")
     fit.add_argument("--curve", type=Path, default=Path("model.png"), metavar="CURVE.png")
     fit.add_argument("--l2", type=float, default=1.0, help="penalty; 0 for maximum likelihood")
@@ -166,13 +208,18 @@ def _add_fit(commands: Any) -> None:
     fit.add_argument("--json", action="store_true", help="one JSON object")
 
     predict = commands.add_parser("predict", help="classes of the rows of a data set, by a model")
-    predict.set_defaults(module="fit")
+    predict.set_defaults(module="predict")
     predict.add_argument("model", type=Path, metavar="MODEL.npz")
     predict.add_argument("data", type=Path, nargs=1, metavar="DATA", help="as for fit")
     predict.add_argument(
-        "--output", type=Path, metavar="OUT.npy", help="where they go, instead of being printed"
+        "--output",
+        type=Path,
+        metavar="OUT.npy",
+        help="where they go, instead of being printed; text if it is a .csv",
     )
-    predict.add_argument("--proba", action="store_true", help="probabilities, with --output")
+    predict.add_argument(
+        "--probabilities", action="store_true", help="a column for each class, in place of classes"
+    )
 
 
 if __name__ == "__main__":

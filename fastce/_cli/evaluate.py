@@ -12,7 +12,7 @@ import numpy as np
 
 import fastce
 
-from . import npy, terminal
+from . import npy, output, spool, terminal
 from .npy import Array, Rows, Stored
 from .terminal import Failure
 
@@ -34,25 +34,31 @@ class Result(NamedTuple):
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate the files and print the result."""
+    if (options.targets is None) == (options.target is None):
+        raise Failure("TARGETS: expected a file, or --target COLUMN in its place")
     inputs = [path for path in (options.logits, options.targets, options.weight) if path]
-    if options.grad and options.grad.exists() and any(map(options.grad.samefile, inputs)):
-        raise Failure(f"--grad: expected a file of its own, got the input {options.grad}")
+    if options.grad:
+        output.check({"--grad": options.grad}, inputs)
     with contextlib.ExitStack() as stack:
-        logits, targets, *rest = [stack.enter_context(npy.opened(path)) for path in inputs]
+        logits, *targets = stack.enter_context(spool.logits(options.logits, options.target))
+        if options.targets:
+            targets = [stack.enter_context(spool.targets(options.targets))]
+        weight = stack.enter_context(npy.opened(options.weight)) if options.weight else None
         data = _Data.checked(
-            _as_bfloat16(logits) if options.dtype else logits,
-            targets,
-            rest[0] if rest else None,
-            options,
+            _as_bfloat16(logits) if options.dtype else logits, targets[0], weight, options
         )
         gradient = None
         if options.grad:
-            dtype = data.logits.stored.dtype.newbyteorder("=")
-            gradient = stack.enter_context(npy.replaced(options.grad, dtype, data.logits.stored))
-        result = _evaluated(data, gradient)
+            file = stack.enter_context(output.written(options.grad))
+            stored = data.logits.stored
+            dtype = stored.dtype.newbyteorder("=")
+            gradient = file, npy.write_header(file, dtype, stored.shape, stored.fortran_order)
+        result, notes = _evaluated(data, gradient)
+    for note in notes:
+        terminal.say(f"fastce eval: {note}")
     if options.json:
-        values = result._asdict().items()
-        print(json.dumps({name: v if math.isfinite(v) else None for name, v in values}))
+        values = {k: v if math.isfinite(v) else None for k, v in result._asdict().items()}
+        print(json.dumps(values | {"warnings": notes}))
         return 0
     terminal.pairs(
         [
@@ -170,24 +176,28 @@ def _total_weight(targets: Stored, classes: int, weight: Array | None, ignore_in
     return float(total)
 
 
-def _evaluated(data: _Data, gradient: tuple[IO[bytes], int] | None) -> Result:
+def _evaluated(data: _Data, gradient: tuple[IO[bytes], int] | None) -> tuple[Result, list[str]]:
+    """Return the result, and what there is to be said about the targets."""
     rows = data.logits
     sums = np.zeros(4)
+    faults = [_Fault("of at least 0"), _Fault("that sum to 1 in each row")]
     with terminal.progress("eval", len(rows)) as advance:
         if len(rows):  # once without a clock, so that compiling does not count
             start, stop = next(rows.pieces())
             _piece(data, start, stop, gradient is not None)
         began = time.perf_counter()
         for start, stop in rows.pieces():
-            sums_here, values = _piece(data, start, stop, gradient is not None)
-            sums += sums_here
-            if gradient is not None and values is not None:
-                rows.write(*gradient, start, values)
+            piece = _piece(data, start, stop, gradient is not None)
+            sums += piece.sums
+            for fault, wrong in zip(faults, piece.improper, strict=True):
+                fault.add(start, wrong)
+            if gradient is not None and piece.gradient is not None:
+                rows.write(*gradient, start, piece.gradient)
             advance(stop - start)
         seconds = time.perf_counter() - began
     loss, nll, valid, correct = sums.tolist()
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        return Result(
+        result = Result(
             loss=float(np.divide(loss, data.total_weight)) if data.reduction == "mean" else loss,
             perplexity=float(np.exp(np.divide(nll, data.total_weight))),
             accuracy=float(np.divide(correct, valid)),
@@ -197,10 +207,49 @@ def _evaluated(data: _Data, gradient: tuple[IO[bytes], int] | None) -> Result:
             seconds=seconds,
             rows_per_second=float(np.divide(len(rows), seconds)),
         )
+    return result, [fault.told(data.soft) for fault in faults if data.soft and fault.rows]
 
 
-def _piece(data: _Data, start: int, stop: int, with_gradient: bool) -> tuple[Array, Array | None]:
-    """Return the sums of loss, NLL, valid and correct rows of one piece, and its gradient."""
+@dataclasses.dataclass
+class _Fault:
+    """Rows of soft targets that are no distributions: what they should be, how many, the first."""
+
+    expected: str
+    rows: int = 0
+    first: int = 0
+
+    def add(self, start: int, wrong: Array) -> None:
+        """Count rows from `start` on."""
+        if not self.rows and wrong.any():
+            self.first = start + int(wrong.argmax())
+        self.rows += int(wrong.sum())
+
+    def told(self, soft: Rows) -> str:
+        return (
+            f"{soft.stored.name}: expected probabilities {self.expected}, got {self.rows} rows "
+            f"of others, the first at index {soft.index(self.first)}"
+        )
+
+
+def _improper(targets: Array) -> tuple[Array, Array]:
+    """Which rows of soft targets have negative ones, and which do not sum to 1."""
+    # The square root as scikit-learn has it; 1e-4 for what has been float32, or been written with
+    # six digits, before it was float64.
+    tolerance = max(1e-4, float(np.finfo(targets.dtype).eps) ** 0.5)
+    with np.errstate(invalid="ignore"):  # of infinite ones
+        excess = targets.sum(axis=1, dtype=np.float64) - 1
+    return (targets < 0).any(axis=1).ravel(), ~(np.abs(excess) <= tolerance).ravel()
+
+
+class _Piece(NamedTuple):
+    """Of some rows: sums of loss, NLL, valid and correct rows; the gradient; `_improper` ones."""
+
+    sums: Array
+    gradient: Array | None
+    improper: tuple[Array, Array]
+
+
+def _piece(data: _Data, start: int, stop: int, with_gradient: bool) -> _Piece:
     try:
         logits = data.logits.read(start, stop)
         if data.hard is not None:
@@ -228,6 +277,11 @@ def _piece(data: _Data, start: int, stop: int, with_gradient: bool) -> tuple[Arr
             if data.reduction == "mean" and data.total_weight:
                 whole = {"reduction": "mean", "normalizer": data.total_weight}
             _, gradient = fastce.cross_entropy_and_grad(logits, targets, **shared, **whole)
+    except IndexError:
+        assert data.hard is not None
+        raise Failure(
+            f"{data.hard.name}: expected targets that stay as they are, got new ones since a check"
+        ) from None
     except (TypeError, ValueError) as error:  # a weight or a smoothing that is out of its range
         raise Failure(str(error)) from None
     valid = stats.predicted >= 0
@@ -239,4 +293,7 @@ def _piece(data: _Data, start: int, stop: int, with_gradient: bool) -> tuple[Arr
         valid.sum(),
         correct.sum(),
     ]
-    return np.array(sums), gradient
+    proper = np.zeros(0, bool)
+    return _Piece(
+        np.array(sums), gradient, (proper, proper) if data.soft is None else _improper(targets)
+    )

@@ -2,14 +2,14 @@
 
 A stored array is seen in the order of its bytes as ``(outer, classes, inner)``: the axes before
 the class axis, the class axis, and those after it.  Its rows, one per observation, are numbered
-along ``(outer, inner)``.  Pages of a mapped file count as memory of the process for as long as
-they are mapped, so every piece is mapped on its own and unmapped with the last reference to it.
+along ``(outer, inner)``.  Where the classes of a row lie apart, files are mapped, to be read in
+part.  Pages count as memory of the process for as long as they are mapped, so every piece is mapped
+on its own and unmapped with the last reference to it.
 """
 
 import contextlib
 import math
 import os
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,17 +42,25 @@ class Stored:
     offset: int
 
     def flat(self, start: int, stop: int) -> Array:
-        """Map the elements start to stop in the order of the file, as native numbers."""
-        if start == stop:  # nothing cannot be mapped
-            return np.empty(0, self.dtype.newbyteorder("="))
-        window = np.memmap(
+        """Read the elements start to stop in the order of the file, as native numbers.
+
+        They are a copy: what is checked stays so, even where another program writes the file.
+        """
+        self.file.seek(self.offset + start * self.dtype.itemsize)
+        elements = np.fromfile(self.file, self.dtype, stop - start)
+        if len(elements) < stop - start:
+            raise Failure(f"{self.name}: truncated while it was read")
+        return elements.astype(self.dtype.newbyteorder("="), copy=False)
+
+    def mapped(self, start: int, stop: int) -> Array:
+        """Map the elements start to stop, of which only a part is read."""
+        return np.memmap(
             self.file,
             dtype=self.dtype,
-            mode="c",  # writable, though nobody writes: for read-only arrays kernels compile anew
+            mode="r",
             offset=self.offset + start * self.dtype.itemsize,
             shape=(stop - start,),
         )
-        return np.asarray(window).astype(self.dtype.newbyteorder("="), copy=False)
 
     def index(self, place: int) -> tuple[int, ...]:
         """Index of an element from its place in the order of the file."""
@@ -65,6 +73,7 @@ class Rows:
     """The rows of a stored array along its class axis."""
 
     stored: Stored
+    axis: int
     outer: int
     classes: int
     inner: int
@@ -72,13 +81,21 @@ class Rows:
     @classmethod
     def along(cls, stored: Stored, axis: int) -> "Rows":
         """See `stored` as rows whose classes lie along `axis`."""
-        shape, axis = stored.shape, range(len(stored.shape))[axis]
+        shape, place = stored.shape, range(len(stored.shape))[axis]
         if stored.fortran_order:
-            shape, axis = shape[::-1], len(shape) - 1 - axis
-        return cls(stored, math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
+            shape, place = shape[::-1], len(shape) - 1 - place
+        before, after = math.prod(shape[:place]), math.prod(shape[place + 1 :])
+        return cls(stored, axis, before, shape[place], after)
 
     def __len__(self) -> int:
         return self.outer * self.inner
+
+    def index(self, row: int) -> tuple[int, ...]:
+        """Index of a row, in the shape without the class axis, from its number."""
+        shape = list(self.stored.shape)
+        del shape[self.axis]
+        order: Literal["C", "F"] = "F" if self.stored.fortran_order else "C"
+        return tuple(map(int, np.unravel_index(row, shape, order)))
 
     def pieces(self) -> Iterator[tuple[int, int]]:
         """Row numbers (start, stop) of pieces of about `PIECE_BYTES`, at least one row each.
@@ -108,7 +125,7 @@ class Rows:
         for low in range(0, self.classes, step):
             high = min(low + step, self.classes)
             origin = block * self.classes + low
-            window = self.stored.flat(origin * self.inner, (origin + high - low) * self.inner)
+            window = self.stored.mapped(origin * self.inner, (origin + high - low) * self.inner)
             tile[0, low:high] = window.reshape(-1, self.inner)[:, first : first + width]
         return tile
 
@@ -172,30 +189,14 @@ def _header(path: Path, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtyp
     return shape, fortran_order, dtype
 
 
-@contextlib.contextmanager
-def replaced(path: Path, dtype: np.dtype[Any], like: Stored) -> Iterator[tuple[IO[bytes], int]]:
-    """Write an array of `dtype`, shaped and ordered as `like`, that appears when it is complete.
-
-    Yields the file and the offset of its first element.  It is written beside `path` under another
-    name, which becomes `path` if the block ends well and is removed if not.
-    """
-    if path.is_dir():  # which would be noticed only when everything is done
-        raise Failure(f"{path}: Is a directory")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            header = {
-                "descr": np.lib.format.dtype_to_descr(dtype),
-                "fortran_order": like.fortran_order,
-                "shape": like.shape,
-            }
-            np.lib.format.write_array_header_1_0(file, header)
-            yield file, file.tell()
-            file.flush()
-            os.fsync(file.fileno())  # else a crash could leave the final name on missing content
-        temporary.replace(path)
-    except OSError as error:
-        raise Failure(f"{path}: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):  # renamed, or never made
-            temporary.unlink()
+def write_header(
+    file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...], fortran_order: bool = False
+) -> int:
+    """Begin a ``.npy`` file and return the offset of its first element."""
+    header = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": fortran_order,
+        "shape": shape,
+    }
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.tell()
