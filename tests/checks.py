@@ -56,6 +56,26 @@ def draw_weight(classes: int, dtype: DTypeLike = np.float32, *, seed: int = 2) -
     return (np.random.default_rng(seed).integers(1, 17, classes) / 8).astype(dtype)
 
 
+def labels_on_one_class(
+    rows: int, classes: int, label: int, dtype: DTypeLike
+) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Targets and options by which all that is laid on a row lies on one of its classes."""
+    only = np.arange(classes) == label
+    hard = np.full(rows, label)
+    soft = np.where(only, 0.3, np.zeros((rows, 1))).astype(dtype)
+    weight = {"weight": np.where(only, 0.7, 0.0).astype(loss_dtype(dtype))}
+    smoothing = {"label_smoothing": 0.1}
+    return {
+        "hard, smoothing": (hard, weight | smoothing),
+        "soft": (soft, {}),
+        "soft, weight": (soft, weight),
+        "soft, smoothing": (soft, weight | smoothing),
+    }
+
+
+ONE_CLASS = tuple(labels_on_one_class(1, 1, 0, np.float32))  # the names of these
+
+
 def relative_errors(got: Any, want: Expected) -> NDArray[np.longdouble]:
     """Error of each entry relative to its scale, counting nothing below the smallest normal number.
 

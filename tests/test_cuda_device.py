@@ -38,6 +38,7 @@ from fastce import cuda  # noqa: E402
 from tests import oracle  # noqa: E402
 from tests.checks import (  # noqa: E402
     FLOATS,
+    ONE_CLASS,
     assert_close,
     assert_gradient,
     assert_loss,
@@ -45,6 +46,7 @@ from tests.checks import (  # noqa: E402
     draw_soft,
     draw_targets,
     draw_weight,
+    labels_on_one_class,
     loss_dtype,
     same_bits,
 )
@@ -167,6 +169,18 @@ def test_confident_rows(lead, regime, offset):
     check(logits + np.float32(offset), np.full(ROWS, 4), anywhere=lead >= 9.9, reduction="none")
 
 
+@pytest.mark.parametrize("laid", ONE_CLASS)
+@pytest.mark.parametrize("regime", OPTION_REGIMES)
+def test_all_that_labels_lay_on_the_maximum(regime, laid):
+    classes = classes_of(regime, F32)
+    logits = draw((ROWS, classes)) - np.float32(30)
+    logits[:, classes // 2] += 60
+    targets, options = labels_on_one_class(ROWS, classes, classes // 2, F32)[laid]
+    check(logits, targets, anywhere=True, reduction="sum", **options)
+    if laid == "soft":
+        check(logits, targets, anywhere=True, reduction="none", softcap=50.0, z_loss=0.01)
+
+
 @pytest.mark.parametrize("regime", REGIMES)
 def test_special_values(regime):
     classes = classes_of(regime, F32)
@@ -243,7 +257,7 @@ def test_nothing_counts(dtype):
 def test_one_class(dtype):
     logits = draw((5, 1), dtype)
     for targets in (np.zeros(5, int), draw((5, 1), dtype, seed=3)):
-        for options in ({}, {"label_smoothing": 0.5}):
+        for options in ({}, {"label_smoothing": 0.1}):
             loss, grad = run(logits, targets, reduction="none", **options)
             assert not loss.any()
             assert not grad.any()

@@ -19,6 +19,7 @@ from fastce.cuda.shards import merge_gathered
 from tests import oracle
 from tests.checks import (
     FLOATS,
+    ONE_CLASS,
     assert_close,
     assert_gradient,
     assert_loss,
@@ -26,6 +27,7 @@ from tests.checks import (
     draw_soft,
     draw_targets,
     draw_weight,
+    labels_on_one_class,
     loss_dtype,
     same_bits,
 )
@@ -168,6 +170,15 @@ def test_confident_rows(lead, offset, kind):
     logits += np.float32(offset)
     for cuts in ([3], [4, 5], range(1, 12)):
         check(logits, np.full(ROWS, 4), cuts, anywhere=lead >= 9.9, reduction="none", **options)
+
+
+@pytest.mark.parametrize("laid", ONE_CLASS)
+def test_all_that_labels_lay_on_the_maximum(laid):
+    logits = draw((ROWS, 12)) - np.float32(30)
+    logits[:, 4] += 60
+    targets, options = labels_on_one_class(ROWS, 12, 4, F32)[laid]
+    for cuts in ([3], [4, 5]):
+        check(logits, targets, cuts, anywhere=True, reduction="sum", **options)
 
 
 @pytest.mark.parametrize("dtype", [FLOATS[0], F32], ids=str)
