@@ -409,13 +409,13 @@ def test_the_table_of_launches():
 
     h100, a100 = plan.Limits(232_448, 233_472, 132, 16), plan.Limits(166_912, 167_936, 108, 1)
     many = [*range(1, 2000, 7), 32_000, 50_257, 128_256, 262_144, 1_000_000, 3_000_000]
-    cases = itertools.product(
-        plan.ITEM_SIZE.items(), many, (1, 8, 50, 5000), (h100, a100), (False, True)
-    )
-    for (dtype, size), classes, rows, limits, spread in cases:
+    devices = (h100, h100._replace(cluster=8), a100)
+    options = ({}, {"spread": True}, {"capped": True})
+    cases = itertools.product(plan.ITEM_SIZE.items(), many, (1, 8, 50, 5000), devices, options)
+    for (dtype, size), classes, rows, limits, given in cases:
         kernel, grid, shared, cluster, _ = plan.choose(
             dtype, "gradient", rows, classes, side_by_side=True, packed=True, limits=limits,
-            spread=spread,
+            **given,
         )  # fmt: skip
         if kernel.regime == "tile":
             assert shared == kernel.block * classes * size <= 48 << 10
@@ -433,8 +433,8 @@ def test_the_table_of_launches():
         assert part * cluster >= classes
         assert cluster == 1 or part % (16 // size) == 0
         assert kernel.beyond == "memory" or held >= part * size - 15
-        lines = plan.OPTION_ROWS if spread else plan.ROWS
-        assert kernel in [plan.variant(dtype, "gradient", runs, spread=spread) for runs in lines]
+        lines = plan.OPTION_ROWS if given else plan.ROWS
+        assert kernel in [plan.variant(dtype, "gradient", runs, **given) for runs in lines]
 
 
 @needs_numba_cuda

@@ -183,8 +183,9 @@ def choose(
         and classes * size >= 2 * least * LEAST_PART
     ):
         least *= 2
-    for runs in table:
-        if not least <= runs.cluster <= limits.cluster:
+    # Rows too long for as many blocks as would be busy are read again by fewer.
+    for runs in (*(runs for runs in table if runs.cluster >= least), *table):
+        if runs.cluster > limits.cluster:
             continue
         vectors = part(classes, runs.cluster, 16 // size) * size // 16
         missing = max(0, 16 * vectors - runs.held)
