@@ -43,6 +43,7 @@ from fastce.cuda.machine import (
     quotient,
     thread,
     wait_for_copies,
+    warp_barrier,
 )
 from fastce.cuda.parts import Coefficients, elements, runs
 from fastce.cuda.plan import TARGET, ZERO, Variant
@@ -149,8 +150,6 @@ def row_kernel(variant: Variant) -> Any:
         if is_known:
             m = real(_load_f64(here))
             rest = 0.0
-            if not several and is_capped:
-                barrier()  # in place, other lanes write where the target's logit has been read
         else:
             m, rest = statistics(held, spare, edge_z, at, cap)
         h = soft
@@ -190,6 +189,8 @@ def row_kernel(variant: Variant) -> Any:
         if writes:
             if several:
                 factor, power, of_labels, at_target, labelled, y = hear()
+            else:
+                warp_barrier()  # in place, other lanes write where the target's logit has been read
             row = Coefficients(
                 m, real(factor), real(power), exact(of_labels), exact(at_target), labelled, cap
             )

@@ -184,6 +184,10 @@ def exchange(value, distance):
     return warp.values[turn][lane ^ distance]
 
 
+def warp_barrier():
+    exchange(0, 0)
+
+
 def forget_warps():
     """Drop the warps of finished blocks."""
     _warps.clear()

@@ -55,6 +55,18 @@ def barrier(typingctx):
 
 
 @intrinsic
+def warp_barrier(typingctx):
+    """Wait for all lanes of the warp: what they have read is not what one of them writes next."""
+
+    def codegen(context, builder, signature, args):
+        text = "bar.warp.sync 0xffffffff;"
+        asm(builder, ir.VoidType(), text, "~{memory}", convergent=True)
+        return context.get_dummy_value()
+
+    return types.none(), codegen
+
+
+@intrinsic
 def cluster_arrive(typingctx):
     """Tell the other blocks of the cluster that this thread has got here and stored what it has."""
 
