@@ -275,6 +275,25 @@ def test_denormal_probabilities_are_kept(dtype):
         assert abs(got - want) <= 4 * np.finfo(dtype).smallest_subnormal
 
 
+@pytest.mark.parametrize(
+    "dtype, factor",  # what is lost of the sum of float64 exponentials no factor brings back
+    [(DTYPES[0], f) for f in (1e6, -1e6, -1.0, -1e-6)] + [(DTYPES[1], f) for f in (-1.0, -1e-6)],
+    ids=str,
+)
+@pytest.mark.parametrize("classes, axis", [(3, -1), (70, -1), (70, 0)])
+def test_a_factor_reaches_denormal_probabilities(dtype, factor, classes, axis):
+    """Whatever its sign: the product is rounded once, where it underflows."""
+    gap = 95.0 if dtype.itemsize == 4 else 730.0
+    logits = np.full((2, classes), -gap, dtype)
+    logits[:, 1] = 0
+    want = oracle.cross_entropy(logits, [1, 1], reduction="sum", grad_output=factor)
+    if axis == 0:
+        logits = np.ascontiguousarray(logits.T)
+    options = {"axis": axis, "reduction": "sum", "grad_output": factor}
+    _, grad = fastce.cross_entropy_and_grad(logits, [1, 1], **options)
+    assert_gradient(np.moveaxis(grad, axis, -1), want.grad, dtype)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_mean_keeps_tiny_losses(dtype):
     logits = np.zeros((1000, 2), dtype)
