@@ -158,9 +158,10 @@ def test_a_new_gradient_is_laid_out_for_use():
         assert grad.shape == z.shape
 
 
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("classes", [9, 70])
-def test_broadcast_inputs(classes):
-    row = draw((1, classes))
+def test_broadcast_inputs(classes, seed):
+    row = draw((1, classes), np.float64, scale=3, seed=seed)
     logits = np.broadcast_to(row, (5, classes))
     targets = np.broadcast_to(np.int64(3), (5,))
     want = evaluate(np.repeat(row, 5, axis=0), np.full(5, 3))
