@@ -277,6 +277,25 @@ def test_denormal_probabilities_are_kept(dtype):
         assert abs(got - want) <= 4 * np.finfo(dtype).smallest_subnormal
 
 
+@pytest.mark.parametrize(
+    "dtype, factor",  # what is lost of the sum of float64 exponentials no factor brings back
+    [(DTYPES[0], f) for f in (1e6, -1e6, -1.0, -1e-6)] + [(DTYPES[1], f) for f in (-1.0, -1e-6)],
+    ids=str,
+)
+@pytest.mark.parametrize("classes, axis", [(3, -1), (70, -1), (70, 0)])
+def test_a_factor_reaches_denormal_probabilities(dtype, factor, classes, axis):
+    """Whatever its sign: the product is rounded once, where it underflows."""
+    gap = 95.0 if dtype.itemsize == 4 else 730.0
+    logits = np.full((2, classes), -gap, dtype)
+    logits[:, 1] = 0
+    want = oracle.cross_entropy(logits, [1, 1], reduction="sum", grad_output=factor)
+    if axis == 0:
+        logits = np.ascontiguousarray(logits.T)
+    options = {"axis": axis, "reduction": "sum", "grad_output": factor}
+    _, grad = fastce.cross_entropy_and_grad(logits, [1, 1], **options)
+    assert_gradient(np.moveaxis(grad, axis, -1), want.grad, dtype)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_mean_keeps_tiny_losses(dtype):
     logits = np.zeros((1000, 2), dtype)
@@ -313,3 +332,17 @@ def test_sums_of_one_large_and_many_tiny_terms(dtype, classes, axis, options):
         want = oracle.cross_entropy(logits, targets, axis=axis, reduction="none", **options)
         loss = fastce.cross_entropy(logits, targets, axis=axis, reduction="none", **options)
         assert_loss(loss, want.loss, dtype)
+
+
+@pytest.mark.parametrize("classes, axis", [(33, -1), (5000, -1), (1 << 20, -1), (33, 0), (8191, 0)])
+def test_sums_of_many_equal_labels(classes, axis):
+    """Whose rounding errors are all of one sign: thousands would add up to 1e-13 of the sum."""
+    rows = min(39, max(2, 300_000 // classes))
+    labels = np.repeat((39 - np.arange(rows))[:, None] / 7 / classes, classes, axis=1)
+    logits = np.zeros(labels.shape)
+    logits[:, 1] = 5.0
+    want = oracle.cross_entropy(logits, labels, reduction="none")
+    if axis == 0:
+        logits, labels = np.ascontiguousarray(logits.T), np.ascontiguousarray(labels.T)
+    loss = fastce.cross_entropy(logits, labels, axis=axis, reduction="none")
+    assert_loss(loss, want.loss, np.float64)

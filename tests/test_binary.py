@@ -129,6 +129,34 @@ def test_layouts_and_out(layout):
     assert same_bits(logits, fastce.binary_cross_entropy_and_grad(z, t)[1])
 
 
+@pytest.mark.parametrize("shape", [(3, 50), (2, 70_001)])
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_rows_that_lie_apart(shape, reduction):
+    """Each with its own losses and upstream gradients, long ones in several pieces."""
+    logits, padded = draw(shape, scale=3), draw((*shape[:1], shape[1] + 3), scale=3)[:, :-3]
+    targets = (draw(shape, seed=1) > 0).astype("f4")
+    rows = np.arange(1, len(logits) + 1, dtype="f4")[:, None]
+    options = {"weight": rows / 4, "pos_weight": 2.0 + rows[::-1]}
+    if reduction == "none":
+        options["grad_output"] = draw(shape, seed=7)
+    for z in (logits, padded):
+        check(z, targets, reduction=reduction, **options)
+
+
+def test_a_masked_element_counts_for_nothing():
+    """Of weight zero, whatever its logit."""
+    logits = np.array([NAN, INF, -INF, 1.0] * 20)
+    weight = np.array([0.0, 0.0, 0.0, 1.0] * 20)
+    for size in (80, 7):  # as many as vectors take, and some beside
+        for target in (0.0, 1.0):
+            loss, grad = fastce.binary_cross_entropy_and_grad(
+                logits[:size], np.full(size, target), weight=weight[:size], reduction="none"
+            )
+            assert not loss[weight[:size] == 0].any()
+            assert not grad[weight[:size] == 0].any()
+            assert (grad[3::4] != 0).all()
+
+
 def test_equals_the_two_class_form():
     z, y = draw((50,), np.float64, scale=5), np.arange(50) % 2
     binary = fastce.binary_cross_entropy(z, y, reduction="none")

@@ -110,6 +110,7 @@ BAD_OPTIONS = {
     "smoothing": {"label_smoothing": 1.5},
     "NaN": {"label_smoothing": np.nan},
     "z_loss": {"z_loss": np.inf},
+    "negative z_loss": {"z_loss": -np.inf},
     "a cap": {"softcap": 5.0},
     "negative cap": {"softcap": -5.0},
     "no rows": {"rows": -1},
@@ -145,6 +146,24 @@ def test_what_a_function_is_made_for_must_be_given():
         for given in ({}, {"weight": weight}, {"softcap": 5.0}):
             assert function(filled(logits, targets, grad=grad, **given)[0]) == -1
         assert (grad == 7).all()
+
+
+@pytest.mark.parametrize("softcap", [np.inf, -np.inf, np.nan, -5.0])
+def test_a_cap_is_positive_and_finite(softcap):
+    logits, grad = draw((5, 10)), np.full((5, 10), 7, np.float32)
+    assert call(logits, draw_targets((5,), 10), grad=grad, softcap=softcap)[0] == -1
+    assert (grad == 7).all()
+
+
+def test_large_gradients_in_place_and_off_their_alignment():
+    """So large that it would be written past the caches, were it anywhere else."""
+    logits = draw((2100, 4100))
+    targets = draw_targets((2100,), 4100)
+    want = fastce.cross_entropy_and_grad(logits, targets, reduction="sum")[1]
+    apart = np.empty(logits.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(logits.shape)
+    for grad in (np.empty_like(logits), apart, logits):
+        assert call(logits, targets, grad=grad)[0] == 0
+        assert same_bits(grad.copy(), want)
 
 
 def test_bad_targets_write_nothing():

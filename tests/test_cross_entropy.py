@@ -127,7 +127,7 @@ def test_every_option_with_every_reduction(option, reduction):
     check(logits, targets, reduction=reduction, grad_output=-2.5, **options)
 
 
-@pytest.mark.parametrize("option", ["smoothing, weight, ignored", "soft"])
+@pytest.mark.parametrize("option", ["everything", "smoothing, weight, ignored", "soft"])
 @pytest.mark.parametrize("classes", [13, 70])
 @pytest.mark.parametrize("upstream", [3.0, draw((40,), seed=9)], ids=["number", "per row"])
 def test_upstream_gradient_of_unreduced_losses(option, classes, upstream):

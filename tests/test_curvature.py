@@ -32,9 +32,40 @@ def test_gradient_and_hessian(dtype, hessian, shape, axis):
 
 @pytest.mark.parametrize("hessian", KINDS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_sample_weight(hessian, dtype):
+@pytest.mark.parametrize("classes", [7, 100])
+def test_sample_weight(hessian, dtype, classes):
     weight = (np.arange(60) % 9 / 4).astype(dtype)
-    check(draw((60, 7), dtype), draw_targets((60,), 7), sample_weight=weight, hessian=hessian)
+    logits, targets = draw((60, classes), dtype), draw_targets((60,), classes)
+    logits[::2, 3] += 15
+    check(logits, targets, sample_weight=weight, hessian=hessian)
+
+
+@pytest.mark.parametrize("hessian", KINDS)
+@pytest.mark.parametrize("classes", [3, 100])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_rows_without_a_softmax_have_nan(hessian, classes, value):
+    """Also where there is a floor."""
+    logits = draw((3, classes))
+    logits[1] = value
+    for part in fastce.gradient_hessian(logits, [0, 1, 2], hessian=hessian):
+        assert np.isnan(part[1]).all()
+        assert np.isfinite(part[[0, 2]]).all()
+    product = fastce.hessian_vector_product(logits, np.ones_like(logits))
+    assert np.isnan(product[1]).all()
+    assert np.isfinite(product[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("classes", [7, 100])
+def test_logits_and_directions_lie_as_they_please(classes):
+    logits, targets = draw((5, classes), scale=4.0), draw_targets((5,), classes)
+    v, upstream = draw((5, classes), seed=5), draw((5,), seed=6)
+    apart = np.repeat(logits, 2, axis=1)[:, ::2]
+    for kind in KINDS:
+        check(apart, targets, hessian=kind)
+    want = oracle.hessian_vector_product(logits, v, grad_output=upstream)
+    for z, direction in ((apart, v), (logits, np.repeat(v, 3, axis=1)[:, ::3])):
+        got = fastce.hessian_vector_product(z, direction, grad_output=upstream)
+        assert_close(got, want, gradient_bound(np.float32))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -87,10 +118,11 @@ def test_hessian_vector_product(dtype, shape, axis):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_hessian_vector_product_with_an_upstream_gradient(dtype):
+@pytest.mark.parametrize("classes", [4, 100])
+def test_hessian_vector_product_with_an_upstream_gradient(dtype, classes):
     logits, v, upstream = (
-        draw((9, 4), dtype),
-        draw((9, 4), dtype, seed=2),
+        draw((9, classes), dtype),
+        draw((9, classes), dtype, seed=2),
         draw((9,), dtype, seed=3),
     )
     for grad_output in (2.5, upstream):

@@ -1,5 +1,7 @@
 """Section 2: any class axis and any strides give what a contiguous copy gives, into any `out`."""
 
+import os
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -95,6 +97,17 @@ def test_any_layout_of_the_inputs(layout, kind):
     assert same_bits(z, before)
 
 
+@pytest.mark.parametrize("classes", [9, 70])
+@pytest.mark.parametrize("layout", ["every other class", "classes reversed", "padded rows"])
+def test_labels_lie_as_they_please(layout, classes):
+    """Also that of the maximum, whose gradient is written apart where it has most of the row."""
+    z, y = draw((4, 3, classes)), draw_soft((4, 3, classes))
+    z[..., 2] += 20
+    want = evaluate(z, y)
+    for got, value in zip(evaluate(z, LAYOUTS[layout](y)), want, strict=True):
+        assert same_bits(got, value)
+
+
 @pytest.mark.parametrize("layout", ["misaligned", "padded rows", "every other class", "Fortran"])
 @pytest.mark.parametrize("function", ["softmax", "log_softmax", "logsumexp", "stats"])
 def test_any_layout_elsewhere(layout, function):
@@ -145,18 +158,20 @@ def test_a_new_gradient_is_laid_out_for_use():
         assert grad.shape == z.shape
 
 
-def test_broadcast_inputs():
-    row = draw((1, 9))
-    logits = np.broadcast_to(row, (5, 9))
-    targets = np.broadcast_to(np.int64(3), (5,))
-    want = evaluate(np.repeat(row, 5, axis=0), np.full(5, 3))
+@pytest.mark.parametrize("classes", [9, 70])
+def test_broadcast_inputs(classes):
+    """float64, where no final rounding hides a different order of additions."""
+    rows = draw((1, 40, classes), np.float64, scale=3)
+    logits = np.broadcast_to(rows, (5, 40, classes))
+    targets = np.broadcast_to(np.int64(3), (5, 40))
+    want = evaluate(np.repeat(rows, 5, axis=0), np.full((5, 40), 3))
     for got, value in zip(evaluate(logits, targets), want, strict=True):
         assert same_bits(got, value)
-    soft = np.broadcast_to(draw_soft((1, 9)), (5, 9))
+    soft = np.broadcast_to(draw_soft((1, 40, classes)), logits.shape)
     for got, value in zip(evaluate(logits, soft), evaluate(logits, soft.copy()), strict=True):
         assert same_bits(got, value)
-    columns = np.broadcast_to(draw((5, 1)), (5, 9))  # zero stride along the classes
-    np.testing.assert_allclose(evaluate(columns, targets)[0], np.log(9), rtol=1e-6)
+    columns = np.broadcast_to(draw((5, 40, 1)), logits.shape)  # zero stride along the classes
+    np.testing.assert_allclose(evaluate(columns, targets)[0], np.log(classes), rtol=1e-6)
 
 
 @pytest.mark.parametrize("targets_layout", ["reversed", "stepped", "Fortran", "read-only"])
@@ -229,7 +244,7 @@ def test_a_large_fresh_gradient_is_an_ordinary_array():
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize(("shape", "axis"), [((300, 10), -1), ((3, 5000), -1), ((2, 9, 40), 1)])
+@pytest.mark.parametrize(("shape", "axis"), [((301, 10), -1), ((3, 5000), -1), ((2, 9, 40), 1)])
 def test_in_place_equals_out_of_place(dtype, shape, axis):
     z = draw(shape, dtype, scale=2)
     rows = tuple(np.delete(shape, axis))
@@ -364,3 +379,62 @@ def test_in_place_is_not_streamed(streamed):
     streamed(True)
     fastce.cross_entropy_and_grad(z, y, out=z)
     assert same_bits(z, want)
+
+
+BESIDE_NOTHING = """
+import ctypes, mmap, os
+import numpy as np
+import fastce
+from fastce import rows, shards
+
+rng = np.random.default_rng(0)
+protect = ctypes.CDLL(None).mprotect
+kept = []
+
+def put(array, last):
+    "The array right before a page that cannot be read, or right after it."
+    page = mmap.PAGESIZE
+    size = -(-array.nbytes // page) * page
+    memory = mmap.mmap(-1, size + page)
+    kept.append(memory)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert protect(ctypes.c_void_p(start + (size if last else 0)), page, 0) == 0
+    first = size - array.nbytes if last else page
+    there = np.frombuffer(memory, np.uint8, array.nbytes, first).view(array.dtype)
+    there = there.reshape(array.shape)
+    there[...] = array
+    return there
+
+SHAPES = [(1, 1), (3, 2), (5, 7), (31, 5), (35, 3), (33, 10), (7, 63), (3, 64), (3, 101), (2, 600)]
+for last in (True, False):
+    for shape in SHAPES:
+        for axis in (0, 1):
+            z = put(rng.normal(size=shape).astype("f4"), last)
+            out, v = put(z, last), put(z, last)
+            y = put(rng.integers(0, shape[axis], shape[1 - axis]), last)
+            losses = {"axis": axis, "reduction": "none"}
+            want = fastce.cross_entropy(z.copy(), y.copy(), **losses)
+            for labels in (y, put(np.abs(z), last)):
+                loss, _ = fastce.cross_entropy_and_grad(z, labels, out=out, **losses)
+                if labels is y:
+                    assert np.array_equal(loss, want)
+            for x in (z, z[::-1, ::-1]):
+                fastce.softmax(x, axis=axis, out=out)
+                fastce.logsumexp(x, axis=axis)
+                fastce.cross_entropy_stats(x, y, axis=axis)
+                fastce.gradient_hessian(x, y, axis=axis)
+                fastce.hessian_vector_product(x, v, axis=axis)
+                whole = shards.partial(x, y, class_offset=0, classes=shape[axis], axis=axis)
+                shards.grad(x, y, whole, class_offset=0, axis=axis, out=out)
+            fastce.binary_cross_entropy_and_grad(z, v, out=out)
+            rows.cross_entropy_and_grad(z[0], 0, out[0])
+            rows.logsumexp(z[:, -1])
+print("done", flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pages are protected by POSIX's mprotect")
+def test_no_page_beside_an_array_is_touched(python):
+    """A read beyond the end of memory would be the end of the process."""
+    assert python(BESIDE_NOTHING).stdout == "done\n"

@@ -97,17 +97,22 @@ def test_the_place_of_a_row_and_the_size_of_the_batch(dtype, classes):
 
 
 @pytest.mark.parametrize("inner", [1, 2, 7, 64, 301])
-def test_the_place_of_a_strided_row(inner):
-    """With the class axis in the middle, what lies beside a row does not change its bits."""
-    logits, targets = draw((4, 33, 301), scale=3), draw_targets((4, 301), 33)
+@pytest.mark.parametrize("classes", [33, 70])
+def test_the_place_of_a_strided_row(inner, classes):
+    """With the class axis in the middle, what lies beside a row does not change its bits.
+
+    float64, where no final rounding hides a different order of additions.
+    """
+    logits = draw((4, classes, 301), np.float64, scale=3)
+    targets = draw_targets((4, 301), classes)
     options = {"axis": 1, "reduction": "none"}
     loss, grad = fastce.cross_entropy_and_grad(logits, targets, **options)
-    part = np.ascontiguousarray(logits[1:3, :, 301 - inner :])
+    part = np.ascontiguousarray(logits[1:, :, 301 - inner :])
     part_loss, part_grad = fastce.cross_entropy_and_grad(
-        part, targets[1:3, 301 - inner :], **options
+        part, targets[1:, 301 - inner :], **options
     )
-    assert same_bits(part_loss, loss[1:3, 301 - inner :])
-    assert same_bits(part_grad, grad[1:3, :, 301 - inner :])
+    assert same_bits(part_loss, loss[1:, 301 - inner :])
+    assert same_bits(part_grad, grad[1:, :, 301 - inner :])
 
 
 @pytest.mark.parametrize("classes", [10, 70, 1000])

@@ -171,6 +171,11 @@ def test_strides_of_probabilities():
             np.float32(cross_entropy(z[::-1], wide[::-1, 1])),
             fastce.cross_entropy(z[::-1], wide[::-1, 1]),
         )
+        z[3] += 20  # the maximum, whose gradient is written apart
+        grad = np.empty_like(z)
+        with_options(z, wide[:, 1], grad, 0.37, None, 0.0, 0.0, None)
+        want = fastce.cross_entropy_and_grad(z, wide[:, 1].copy(), grad_output=0.37)[1]
+        assert same_bits(grad, want)
 
 
 @pytest.mark.parametrize("classes", [5, 63, 64, 700])
@@ -210,7 +215,9 @@ def test_merging_parts_with_the_same_maximum():
         both = rows.merge((1.0, one), (1.0, other))
         assert both == rows.merge((1.0, other), (1.0, one))
         assert both == (1.0, pytest.approx(one + other + 1, rel=1e-15))
-    assert rows.merge((-np.inf, 0.0), (-np.inf, 0.0)) == (-np.inf, 0.0)
+    for infinite in (-np.inf, np.inf):  # as the partials of all of it would be
+        assert rows.partial(np.array([infinite, infinite])) == (infinite, 0.0)
+        assert rows.merge((infinite, 0.0), (infinite, 0.0)) == (infinite, 0.0)
 
 
 def test_the_rest_of_a_confident_row_keeps_its_digits():

@@ -185,7 +185,7 @@ def test_the_kernel_computes_what_the_products_do(dtype, n, d, c, soft):
     rng = np.random.default_rng(n)
     x, s = rng.standard_normal((n, d)).astype(dtype), rng.random(n)
     y = rng.integers(0, c, n)
-    h = rng.dirichlet(np.ones(c), n).astype(dtype)
+    h = (rng.dirichlet(np.ones(c), n) * rng.random((n, 1))).astype(dtype)
     data = Data(x, None if soft else y, h if soft else None, s, c)
     model = rng.standard_normal((c, d)), rng.standard_normal(c)
     to = rng.standard_normal((c, d)), rng.standard_normal(c)
@@ -205,8 +205,20 @@ def test_the_kernel_keeps_small_losses():
     x = np.array([[40.0], [-45.0]])
     data = Data(x, np.array([0, 1]), None, None, 2)
     found = FewClasses(data, curved=False).gradient(np.array([[1.0], [0.0]]), np.zeros(2))
-    assert found.loss == pytest.approx(np.exp(-40.0) + np.exp(-45.0), rel=1e-14)
-    assert found.weight[0, 0] == pytest.approx(-40 * np.exp(-40) - 45 * np.exp(-45), rel=1e-14)
+    exactly = {"rel": 1e-14, "abs": 0}
+    assert found.loss == pytest.approx(np.exp(-40.0) + np.exp(-45.0), **exactly)
+    assert found.weight[0, 0] == pytest.approx(-40 * np.exp(-40) - 45 * np.exp(-45), **exactly)
+
+
+@pytest.mark.parametrize("bias", [[0.0, 0.0, 0.0, 0.0], [2.0, 0.0, 2.0, 0.0]])
+def test_the_kernel_leaves_out_one_of_equal_maxima(bias):
+    """Where the coefficients are zero, all classes have the same logit."""
+    bias, y = np.array(bias), np.arange(40) % 4
+    data = Data(np.ones((40, 3)), y, None, None, 4)
+    found = FewClasses(data, curved=False).gradient(np.zeros((4, 3)), bias)
+    p = np.exp(bias) / np.exp(bias).sum()
+    assert found.loss == pytest.approx(-10 * np.log(p).sum(), rel=1e-14)
+    np.testing.assert_allclose(found.bias, 40 * p - 10, atol=1e-13)
 
 
 @pytest.mark.parametrize("correlated", [True, False])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import fastce
+from fastce import rows, shards
 from tests import oracle
 from tests.checks import (
     FLOATS,
@@ -80,11 +81,11 @@ def test_the_entropy_of_confident_rows_keeps_its_digits(dtype, gap, classes):
 def test_ignored_and_bad_rows(shape, axis):
     logits = draw(shape)
     targets = draw_targets(tuple(np.delete(shape, axis)), shape[axis])
-    rows = np.moveaxis(logits, axis, -1)
+    of_classes = np.moveaxis(logits, axis, -1)
     last = tuple(n - 1 for n in targets.shape)
     first = (0,) * targets.ndim
-    rows[first], targets[first] = np.nan, -100
-    rows[last] = -np.inf
+    of_classes[first], targets[first] = np.nan, -100
+    of_classes[last] = -np.inf
     stats = fastce.cross_entropy_stats(logits, targets, axis=axis)
     assert (stats.loss[first], stats.lse[first], stats.entropy[first]) == (0, 0, 0)
     assert stats.predicted[first] == -1
@@ -95,6 +96,22 @@ def test_ignored_and_bad_rows(shape, axis):
     middle[first] = middle[last] = False
     assert np.isfinite(stats.loss[middle]).all()
     assert np.isfinite(stats.entropy[middle]).all()
+
+
+@pytest.mark.parametrize("classes", [9, 100])
+def test_what_lies_between_the_classes_is_not_read(classes):
+    """Not even where NaN is looked for."""
+    logits = np.full((3, 2 * classes), np.nan, np.float32)[:, ::2]
+    logits[...] = draw((3, classes))
+    logits[1, 5] = np.inf
+    stats = fastce.cross_entropy_stats(logits, [0, 1, 2])
+    assert stats.lse[1] == np.inf
+    assert stats.predicted[1] == 5
+    total = shards.partial(logits, [0, 1, 2], class_offset=0, classes=classes)
+    assert shards.finish(total).lse[1] == np.inf
+    m, rest = rows.partial(logits[1])
+    assert (m, rest) == (np.inf, 0.0)
+    assert rows.logsumexp(logits[1]) == np.inf
 
 
 def test_masked_classes_add_no_entropy():
