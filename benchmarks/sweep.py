@@ -1,6 +1,6 @@
 """Every float32 number as a logit: the worst error of each kernel family over all 2^32.
 
-    python -m benchmarks.sweep                   # all numbers: 45 minutes on two cores
+    python -m benchmarks.sweep                   # all numbers: 75 minutes of a processor
     python -m benchmarks.sweep --step 4096       # every 4096th: half a minute
 
 Each number is, in a row of four classes, the maximum, the target, another class, and all of them

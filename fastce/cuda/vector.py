@@ -43,51 +43,26 @@ cluster, cluster_size = _register("clusterid.x"), _register("cluster_nctarank")
 cluster_rank = _register("cluster_ctarank")
 
 
-@intrinsic
-def barrier(typingctx):
-    """Wait for all threads of the block."""
+def _meeting(text):
+    """Device function: threads meet, and see what they have stored before."""
 
-    def codegen(context, builder, signature, args):
-        asm(builder, ir.VoidType(), "bar.sync 0;", "~{memory}", convergent=True)
-        return context.get_dummy_value()
+    @intrinsic
+    def meet(typingctx):
+        def codegen(context, builder, signature, args):
+            asm(builder, ir.VoidType(), text, "~{memory}", convergent=True)
+            return context.get_dummy_value()
 
-    return types.none(), codegen
+        return types.none(), codegen
 
-
-@intrinsic
-def warp_barrier(typingctx):
-    """Wait for all lanes of the warp: what they have read is not what one of them writes next."""
-
-    def codegen(context, builder, signature, args):
-        text = "bar.warp.sync 0xffffffff;"
-        asm(builder, ir.VoidType(), text, "~{memory}", convergent=True)
-        return context.get_dummy_value()
-
-    return types.none(), codegen
+    return meet
 
 
-@intrinsic
-def cluster_arrive(typingctx):
-    """Tell the other blocks of the cluster that this thread has got here and stored what it has."""
-
-    def codegen(context, builder, signature, args):
-        text = "barrier.cluster.arrive.release;"
-        asm(builder, ir.VoidType(), text, "~{memory}", convergent=True)
-        return context.get_dummy_value()
-
-    return types.none(), codegen
-
-
-@intrinsic
-def cluster_wait(typingctx):
-    """Wait until all threads of the cluster have arrived."""
-
-    def codegen(context, builder, signature, args):
-        text = "barrier.cluster.wait.acquire;"
-        asm(builder, ir.VoidType(), text, "~{memory}", convergent=True)
-        return context.get_dummy_value()
-
-    return types.none(), codegen
+# Wait for all threads of the block, or for all lanes of the warp.
+barrier, warp_barrier = _meeting("bar.sync 0;"), _meeting("bar.warp.sync 0xffffffff;")
+# Tell the other blocks of the cluster that this thread has got here and stored what it has; wait
+# until all threads of the cluster have arrived.
+cluster_arrive = _meeting("barrier.cluster.arrive.release;")
+cluster_wait = _meeting("barrier.cluster.wait.acquire;")
 
 
 @intrinsic
